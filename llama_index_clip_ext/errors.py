@@ -1,0 +1,128 @@
+"""The exceptions of this package.
+
+ClipExtError(Exception)                      catch this to catch all of ours
+├── UnknownModelError(ValueError)            the name is no alias, hub id or directory
+├── ModelLoadError(OSError)                  files missing, offline, wrong family, bad weights
+├── TextTooLongError(ValueError)             carries .index, .tokens and .context_length
+├── ImageLoadError(ValueError)               carries .index and .source of the failing input
+│   └── ImageNotFoundError(FileNotFoundError)
+├── EmbeddingError(ValueError)               a vector that is zero, NaN, infinite or not unit length
+├── DimensionMismatchError(ValueError)       carries .expected and .actual
+├── EmbeddingSpaceMismatchError(ValueError)  the collection was written by another model
+├── RowTooLargeError(ValueError)             a node that Milvus could not store
+├── FilterError(ValueError)                  a metadata filter that Milvus could not answer
+└── StoreError(OSError)                      the Milvus database cannot be opened
+    └── StoreLockedError                     another process holds it; carries .path and .pid
+
+Each also inherits the built-in exception that a caller would guess.
+"""
+
+from typing import Any
+
+
+class ClipExtError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class UnknownModelError(ClipExtError, ValueError):
+    """The model's name is neither an alias, a hub id, nor a directory."""
+
+
+class ModelLoadError(ClipExtError, OSError):
+    """A checkpoint cannot be found, read or trusted."""
+
+
+class TextTooLongError(ClipExtError, ValueError):
+    """A text has more tokens than the model's context, and truncation was not wanted.
+
+    Attributes:
+        index: Position of the text in the call.
+        tokens: Tokens of the text, special tokens included.
+        context_length: Tokens that the model reads.
+    """
+
+    def __init__(
+        self, message: str, *, index: int = 0, tokens: int = 0, context_length: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.index = index
+        self.tokens = tokens
+        self.context_length = context_length
+
+
+class ImageLoadError(ClipExtError, ValueError):
+    """An image source could not be turned into a picture.
+
+    Attributes:
+        index: Position of the source in the call; ``None`` for a call with one image.
+        source: What was passed in, described (a path, or a type and a size; never pixels).
+        reason: Why it failed, without the source.
+    """
+
+    def __init__(self, reason: str, *, source: str = "", index: int | None = None) -> None:
+        where = f"image {index}" if index is not None else "image"
+        super().__init__(f"{where} ({source}): {reason}" if source else reason)
+        self.reason = reason
+        self.source = source
+        self.index = index
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_image_error, (type(self), self.reason, self.source, self.index)
+
+
+class ImageNotFoundError(ImageLoadError, FileNotFoundError):
+    """The image's path does not exist."""
+
+
+def _rebuild_image_error(
+    kind: type[ImageLoadError], reason: str, source: str, index: int | None
+) -> ImageLoadError:
+    return kind(reason, source=source, index=index)
+
+
+class EmbeddingError(ClipExtError, ValueError):
+    """A vector is zero, not finite, or not of unit length."""
+
+
+class DimensionMismatchError(ClipExtError, ValueError):
+    """A vector, model or collection has another dimension than expected.
+
+    Attributes:
+        expected: The dimension that was expected.
+        actual: The dimension that came.
+    """
+
+    def __init__(self, message: str, *, expected: int = 0, actual: int = 0) -> None:
+        super().__init__(message)
+        self.expected = expected
+        self.actual = actual
+
+
+class EmbeddingSpaceMismatchError(ClipExtError, ValueError):
+    """A collection holds vectors of another model, revision or preprocessing."""
+
+
+class RowTooLargeError(ClipExtError, ValueError):
+    """A node's text or metadata exceeds what Milvus stores in one row."""
+
+
+class FilterError(ClipExtError, ValueError):
+    """A metadata filter that cannot be expressed exactly in Milvus."""
+
+
+class StoreError(ClipExtError, OSError):
+    """A Milvus database cannot be opened."""
+
+
+class StoreLockedError(StoreError):
+    """Another process holds the embedded database.
+
+    Attributes:
+        path: The database.
+        pid: The process that holds it, where the operating system tells.
+    """
+
+    def __init__(self, message: str, *, path: str = "", pid: int | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+        self.pid = pid

@@ -1,0 +1,203 @@
+"""A stream of images -> the store, with a report."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from llama_index.core.schema import BaseNode
+from tqdm.auto import tqdm
+
+from .embedding import ChineseCLIPEmbedding, CLIPEmbedding
+from .errors import ImageLoadError, RowTooLargeError
+from .images import ImageFailure, OnError, describe_source
+from .nodes import Captions, ImageItem, list_images, make_image_node, with_content_hash
+from .rows import check_node, modality_of, node_hash
+from .store import CLIPMilvusVectorStore
+
+
+@dataclass
+class IngestReport:
+    """What became of each image.
+
+    Attributes:
+        added: Images that were not in the store.
+        unchanged: Images that were, with the same content, caption and metadata.
+        replaced: Images that were, and have changed.
+        failed: Images that could not be used, each with its position, name and reason.
+        seconds: How long it took.
+    """
+
+    added: int = 0
+    unchanged: int = 0
+    replaced: int = 0
+    failed: list[ImageFailure] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def total(self) -> int:
+        """Images that were looked at."""
+        return self.added + self.unchanged + self.replaced + len(self.failed)
+
+    @property
+    def images_per_second(self) -> float:
+        """Images embedded and stored per second, decoding included."""
+        return (self.added + self.replaced) / self.seconds if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.added} added, {self.unchanged} unchanged, {self.replaced} replaced, "
+            f"{len(self.failed)} failed in {self.seconds:.1f} s "
+            f"({self.images_per_second:.1f} images/s)"
+        ]
+        return "\n".join([*lines, *(f"  failed: {failure}" for failure in self.failed)])
+
+
+def ingest_images(
+    source: str | os.PathLike[str] | Iterable[ImageItem],
+    *,
+    embed_model: CLIPEmbedding | ChineseCLIPEmbedding,
+    vector_store: CLIPMilvusVectorStore,
+    batch_size: int = 64,
+    on_error: OnError = "skip",
+    captions: Captions = "sidecar",
+    recursive: bool = True,
+    show_progress: bool = False,
+) -> IngestReport:
+    """Embed images and store them; run again, it embeds only what is new or has changed.
+
+    Args:
+        source: A folder, a glob pattern, one file, or any iterable of paths or image nodes, which
+            is read as it is needed.
+        embed_model: The model that the store was made for.
+        vector_store: The store, as `create_vector_store` returns it.
+        batch_size: Images that are looked up, embedded and stored together.
+        on_error: Report an image that cannot be used and go on, or raise.
+        captions: As in `load_image_nodes`.
+        recursive: Whether to look into the folder's folders.
+        show_progress: Show a progress bar.
+
+    Returns:
+        The report. Every image it counts as added or replaced is in the store.
+
+    Raises:
+        FileNotFoundError: If the folder or pattern matches nothing that exists.
+        ImageLoadError: If an image fails and ``on_error`` is ``"raise"``; what was stored before
+            stays.
+        TypeError: If an item is neither a path nor an image node.
+    """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error is {on_error!r}, expected 'raise' or 'skip'")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    report = IngestReport()
+    started = time.perf_counter()
+    items: Iterable[Any] = source
+    if isinstance(source, (str, os.PathLike)):
+        # Listed first, so that a folder that changes is not read twice and the bar has an end.
+        items = list(list_images(source, recursive=recursive))
+    numbered = enumerate(items)
+    total = len(items) if isinstance(items, Sized) else None
+    with tqdm(desc="Ingesting images", total=total, unit="img", disable=not show_progress) as bar:
+        while batch := list(islice(numbered, batch_size)):
+            nodes = dict(_image_nodes(batch, captions, on_error, report))
+            _store_batch(nodes, embed_model, vector_store, on_error, report)
+            bar.update(len(batch))
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+async def aingest_images(
+    source: str | os.PathLike[str] | Iterable[ImageItem],
+    *,
+    embed_model: CLIPEmbedding | ChineseCLIPEmbedding,
+    vector_store: CLIPMilvusVectorStore,
+    batch_size: int = 64,
+    on_error: OnError = "skip",
+    captions: Captions = "sidecar",
+    recursive: bool = True,
+    show_progress: bool = False,
+) -> IngestReport:
+    """Do what `ingest_images` does, off the event loop."""
+    return await asyncio.to_thread(
+        ingest_images,
+        source,
+        embed_model=embed_model,
+        vector_store=vector_store,
+        batch_size=batch_size,
+        on_error=on_error,
+        captions=captions,
+        recursive=recursive,
+        show_progress=show_progress,
+    )
+
+
+def _image_nodes(
+    batch: list[tuple[int, Any]], captions: Captions, on_error: OnError, report: IngestReport
+) -> Iterator[tuple[int, BaseNode]]:
+    """Yield the position and node of each item that can be read."""
+    for index, item in batch:
+        try:
+            yield index, _image_node(item, captions)
+        except ImageLoadError as err:
+            if on_error == "raise":
+                raise type(err)(err.reason, source=err.source, index=index) from err
+            report.failed.append(ImageFailure(index, err.source, err.reason))
+
+
+def _image_node(item: Any, captions: Captions) -> BaseNode:
+    if isinstance(item, BaseNode) and modality_of(item) == "image":
+        return with_content_hash(item)
+    if isinstance(item, (str, os.PathLike)):
+        return make_image_node(item, captions=captions)
+    raise TypeError(
+        f"{type(item).__name__} ({describe_source(item)}) is neither a path nor an image node; for "
+        "pixels, make an ImageNode with an id"
+    )
+
+
+def _store_batch(
+    nodes: dict[int, BaseNode],
+    embed_model: CLIPEmbedding | ChineseCLIPEmbedding,
+    vector_store: CLIPMilvusVectorStore,
+    on_error: OnError,
+    report: IngestReport,
+) -> None:
+    """Embed and store what the store lacks or has otherwise."""
+    stored = vector_store.get_hashes([node.node_id for node in nodes.values()])
+    # Of an id that comes twice, the last counts, as in the store.
+    latest = {node.node_id: index for index, node in nodes.items()}
+    changed = [
+        index
+        for index, node in nodes.items()
+        if latest[node.node_id] == index and stored.get(node.node_id) != node_hash(node)
+    ]
+    for index in list(changed):
+        try:
+            check_node(nodes[index])
+        except (RowTooLargeError, TypeError) as err:
+            if on_error == "raise":
+                raise
+            changed.remove(index)
+            report.failed.append(ImageFailure(index, describe_source(nodes[index]), str(err)))
+            del nodes[index]
+    result = embed_model.embed_images([nodes[index] for index in changed], on_error=on_error)
+    embedded = []
+    for position, row in zip(result.kept, result.embeddings.tolist(), strict=True):
+        node = nodes[changed[position]].model_copy(update={"embedding": row})
+        embedded.append(node)
+        if node.node_id in stored:
+            report.replaced += 1
+        else:
+            report.added += 1
+    vector_store.add(embedded)
+    report.unchanged += len(nodes) - len(changed)
+    report.failed += [
+        ImageFailure(changed[failure.index], failure.source, failure.reason)
+        for failure in result.failures
+    ]

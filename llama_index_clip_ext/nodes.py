@@ -1,0 +1,192 @@
+"""Images as LlamaIndex nodes: deterministic ids, content hashes, and a folder reader."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import unicodedata
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, Union
+
+from llama_index.core.schema import BaseNode, ImageNode
+from PIL import Image
+
+from .errors import ImageLoadError
+from .images import image_digest
+
+Captions: TypeAlias = Union[Literal["sidecar"], Callable[[Path], "str | None"], None]
+ImageItem: TypeAlias = Union[str, "os.PathLike[str]", BaseNode]
+
+# A namespace of our own (RFC 9562, section 5.5), so that no other tool makes the same ids.
+_NAMESPACE = uuid.UUID("7a1f6f0e-3a55-5c5e-9d0b-6c2f1d8a4b11")
+
+# What a folder is searched for; a list of files is taken as it is.
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+)
+
+
+class HashedImageNode(ImageNode):
+    """An image node whose hash follows the file's content, where LlamaIndex's follows its path.
+
+    It is stored, and comes back, as a plain ``ImageNode``.
+    """
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the image's content, and of the caption where there is one."""
+        content = str(self.metadata["content_hash"])
+        if not self.text:
+            return content
+        return hashlib.sha256(f"{content}\n{self.text}".encode()).hexdigest()
+
+
+def load_image_nodes(
+    source: str | os.PathLike[str] | Iterable[ImageItem],
+    *,
+    recursive: bool = True,
+    captions: Captions = "sidecar",
+    id_by: Literal["path", "content"] = "path",
+) -> list[ImageNode]:
+    """Make a node of each image file, without decoding or embedding it.
+
+    Args:
+        source: A folder, a glob pattern, one file, or an iterable of files.
+        recursive: Whether to look into the folder's folders.
+        captions: ``"sidecar"`` takes the text of ``NAME.txt`` beside ``NAME.jpg`` where there is
+            one; a callable is given the path and returns the caption; ``None`` leaves it empty.
+        id_by: What an id is made of. By path, a changed file replaces its row and copies are kept
+            apart; by content, copies are one row and a moved file keeps its id.
+
+    Returns:
+        Nodes sorted by path for a folder or pattern, else in the order given. Their metadata holds
+        ``file_path`` (absolute), ``file_name``, ``file_type`` (mime), ``file_size`` (bytes),
+        ``last_modified_date`` (ISO 8601, UTC), ``width`` and ``height`` (pixels, as stored), and
+        ``content_hash`` (SHA-256 of the file).
+
+    Raises:
+        FileNotFoundError: If the folder or pattern matches nothing that exists.
+        ImageLoadError: If a file cannot be read.
+    """
+    return [make_image_node(path, captions=captions, id_by=id_by) for path in list_images(
+        source, recursive=recursive
+    )]  # fmt: skip
+
+
+def list_images(
+    source: str | os.PathLike[str] | Iterable[Any], *, recursive: bool = True
+) -> Iterator[Any]:
+    """Yield the image files of a folder or pattern in order; pass any other iterable through.
+
+    Raises:
+        FileNotFoundError: If the folder or pattern matches nothing that exists.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        yield from source
+        return
+    path = Path(source).expanduser()
+    if path.is_dir():
+        # Links to folders are not followed: they may lead back up.
+        folders = os.walk(path) if recursive else [next(os.walk(path))]
+        for folder, subfolders, names in folders:
+            subfolders.sort()
+            for name in sorted(names):
+                if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                    yield Path(folder, name)
+    elif path.is_file():
+        yield path
+    elif matches := sorted(glob.glob(str(path), recursive=recursive)):
+        yield from (Path(match) for match in matches if os.path.isfile(match))
+    else:
+        raise FileNotFoundError(f"no folder, file or pattern matches {os.fspath(source)!r}")
+
+
+def make_image_node(
+    path: str | os.PathLike[str],
+    *,
+    captions: Captions = "sidecar",
+    id_by: Literal["path", "content"] = "path",
+) -> ImageNode:
+    """Make the node of one image file; see `load_image_nodes`.
+
+    Raises:
+        ImageNotFoundError: If the file does not exist.
+        ImageLoadError: If it cannot be read.
+    """
+    if id_by not in ("path", "content"):
+        raise ValueError(f"id_by is {id_by!r}, expected 'path' or 'content'")
+    file = Path(os.path.realpath(Path(path).expanduser()))
+    content_hash = image_digest(file)
+    metadata: dict[str, Any] = {
+        "file_path": str(file),
+        "file_name": file.name,
+        "file_type": "",
+        **_file_facts(file),
+        "content_hash": content_hash,
+    }
+    # NFC, so that one name has one id whichever way the file system spells its accents.
+    name = unicodedata.normalize("NFC", file.as_posix()) if id_by == "path" else content_hash
+    return HashedImageNode(
+        id_=str(uuid.uuid5(_NAMESPACE, name)),
+        text=_caption(file, captions),
+        image_path=str(file),
+        image_mimetype=metadata["file_type"] or None,
+        metadata=metadata,
+        # The caption is what a language model or a text tower should read of an image.
+        excluded_embed_metadata_keys=sorted(metadata),
+        excluded_llm_metadata_keys=sorted(metadata.keys() - {"file_name"}),
+    )
+
+
+def with_content_hash(node: BaseNode) -> BaseNode:
+    """Return the node with ``content_hash`` in its metadata; a copy, if it had none.
+
+    Raises:
+        ImageLoadError: If the node's image cannot be read.
+    """
+    if node.metadata.get("content_hash") and isinstance(node, HashedImageNode):
+        return node
+    copy = node.model_copy()
+    copy.metadata = {**node.metadata, "content_hash": image_digest(node)}
+    return copy
+
+
+def _file_facts(file: Path) -> dict[str, Any]:
+    """Read what the file system and the picture's header tell; what they do not is left out."""
+    stat = file.stat()
+    modified = datetime.fromtimestamp(stat.st_mtime, tz=timezone.utc)
+    facts: dict[str, Any] = {
+        "file_size": stat.st_size,
+        "last_modified_date": modified.isoformat(timespec="seconds"),
+    }
+    try:
+        with Image.open(file) as image:
+            facts |= {
+                "file_type": image.get_format_mimetype() or "",
+                "width": image.width,
+                "height": image.height,
+            }
+    except Exception:
+        # Not a picture: that is found, and reported with its reason, where it is decoded.
+        facts["file_type"] = ""
+    return facts
+
+
+def _caption(file: Path, captions: Captions) -> str:
+    if captions is None:
+        return ""
+    if callable(captions):
+        return captions(file) or ""
+    if captions != "sidecar":
+        raise ValueError(f"captions is {captions!r}, expected 'sidecar', a callable or None")
+    sidecar = file.with_suffix(".txt")
+    try:
+        return sidecar.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as err:
+        raise ImageLoadError(f"its caption {sidecar.name} cannot be read: {err}", source=str(file)) from err

@@ -1,0 +1,100 @@
+"""What a collection says of its vectors, kept in the collection's own properties."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from . import __version__
+from .errors import DimensionMismatchError, EmbeddingSpaceMismatchError, StoreError
+from .models import EmbeddingSpace
+
+# A property, because Milvus Lite drops a collection's description.
+PROPERTY = "clip_ext.passport"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Passport:
+    """Which model made a collection's vectors, and how they are compared.
+
+    Attributes:
+        space: The model, its weights and preprocessing, and the dimension.
+        metric: Milvus's metric: ``COSINE`` or ``IP``, the same on unit vectors.
+        package: Version of this package that made the collection.
+    """
+
+    space: EmbeddingSpace
+    metric: str
+    package: str = __version__
+
+    def to_properties(self) -> dict[str, str]:
+        """Return the collection properties that keep the passport."""
+        content = {
+            "format": FORMAT,
+            **asdict(self.space),
+            "metric": self.metric,
+            "normalized": True,
+            "package": self.package,
+        }
+        return {PROPERTY: json.dumps(content)}
+
+    @classmethod
+    def from_properties(cls, properties: Mapping[str, Any]) -> Passport | None:
+        """Read the passport; ``None`` if the collection has none.
+
+        Raises:
+            StoreError: If a newer version of this package wrote it.
+        """
+        if PROPERTY not in properties:
+            return None
+        content = json.loads(properties[PROPERTY])
+        if content["format"] > FORMAT:
+            raise StoreError(
+                f"the collection was made by llama-index-clip-ext {content['package']} in format "
+                f"{content['format']}, this version reads up to {FORMAT}; upgrade the package"
+            )
+        fields = EmbeddingSpace.__dataclass_fields__
+        space = EmbeddingSpace(**{name: content[name] for name in fields})
+        return cls(space, content["metric"], content["package"])
+
+    def check(self, space: EmbeddingSpace, collection: str) -> None:
+        """Refuse a model whose embeddings cannot be compared with the collection's.
+
+        Args:
+            space: The model's.
+            collection: The collection's name, for the message.
+
+        Raises:
+            DimensionMismatchError: If the dimensions differ.
+            EmbeddingSpaceMismatchError: If the weights or the preprocessing differ.
+        """
+        ways_out = (
+            f"open it with {self.space.model!r}, use another collection_name, or overwrite=True to "
+            "drop it and start afresh"
+        )
+        if self.space.dim != space.dim:
+            raise DimensionMismatchError(
+                f"collection {collection!r} holds {self.space.dim}-dim vectors of "
+                f"{self.space.model!r}, model {space.model!r} makes {space.dim}; {ways_out}",
+                expected=self.space.dim,
+                actual=space.dim,
+            )
+        different = [
+            name
+            for name in ("weights", "preprocessing")
+            if getattr(self.space, name) != getattr(space, name)
+        ]
+        if different:
+            raise EmbeddingSpaceMismatchError(
+                f"collection {collection!r} holds vectors of {_name(self.space)}, this model is "
+                f"{_name(space)}: their {' and '.join(different)} differ, so their vectors cannot "
+                f"be compared; {ways_out}"
+            )
+
+
+def _name(space: EmbeddingSpace) -> str:
+    revision = f"revision {space.revision[:12]}, " if space.revision else ""
+    return f"{space.model!r} ({revision}weights {space.weights[:12]})"

@@ -1,0 +1,203 @@
+"""LlamaIndex nodes as rows of the Milvus collection, and back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
+
+from llama_index.core.schema import (
+    BaseNode,
+    Document,
+    ImageDocument,
+    ImageNode,
+    IndexNode,
+    Node,
+    TextNode,
+)
+from llama_index.core.vector_stores.utils import node_to_metadata_dict
+from pymilvus import CollectionSchema, DataType
+
+from .errors import EmbeddingError, RowTooLargeError
+from .images import has_image, image_digest
+from .vectors import check_vector
+
+Modality: TypeAlias = Literal["image", "text"]
+
+# Milvus's limits, in bytes of UTF-8 and of JSON. A server refuses what exceeds them; Milvus Lite
+# stores it, so that moving to a server would fail later. milvus.io: "Use JSON Fields", "String".
+MAX_VARCHAR_BYTES = 65_535
+MAX_DYNAMIC_BYTES = 65_536
+
+# What of a node's metadata gets a real column, because it is filtered by often; the others are
+# dynamic fields. Milvus 2.3 has no nullable columns: "" and -1 stand for a value that is missing.
+_TEXT_COLUMNS = ("file_path", "file_name", "file_type", "last_modified_date", "content_hash")
+_NUMBER_COLUMNS = ("file_size", "width", "height")
+_OWN_COLUMNS = ("id", "doc_id", "text", "modality", "node_hash", "_node_content", "_node_type")
+COLUMNS = frozenset((*_OWN_COLUMNS, *_TEXT_COLUMNS, *_NUMBER_COLUMNS))
+
+# What a hit needs to become a node again; never the vector.
+OUTPUT_FIELDS = ["text", "_node_content", "_node_type"]
+
+_NODE_CLASSES: dict[str, type[BaseNode]] = {
+    node_class.class_name(): node_class
+    for node_class in (Document, ImageDocument, ImageNode, IndexNode, Node, TextNode)
+}
+
+# What changes when a file is touched, though the picture does not.
+_VOLATILE_METADATA = frozenset(("last_modified_date", "last_accessed_date"))
+
+
+def add_fields(schema: CollectionSchema, dim: int) -> CollectionSchema:
+    """Add the columns of our collections to a schema."""
+    schema.add_field("id", DataType.VARCHAR, max_length=MAX_VARCHAR_BYTES, is_primary=True)
+    schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=dim)
+    for name in (*_OWN_COLUMNS[1:], *_TEXT_COLUMNS):
+        schema.add_field(name, DataType.VARCHAR, max_length=MAX_VARCHAR_BYTES)
+    for name in _NUMBER_COLUMNS:
+        schema.add_field(name, DataType.INT64)
+    return schema
+
+
+def modality_of(node: BaseNode) -> Modality:
+    """Say by which tower a node was embedded: the image's, if it holds one."""
+    return "image" if isinstance(node, ImageNode) or has_image(node) else "text"
+
+
+def node_hash(node: BaseNode) -> str:
+    """Return the SHA-256 of all that a row is made of: image content, caption and metadata."""
+    metadata = {
+        key: value for key, value in node.metadata.items() if key not in _VOLATILE_METADATA
+    }
+    content = [_text(node), metadata]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def node_to_row(node: BaseNode, dim: int) -> dict[str, Any]:
+    """Make the row of a node. Pixels are not stored: the path or URL and the content's hash are.
+
+    Args:
+        node: A node with its embedding.
+        dim: Components that the embedding must have.
+
+    Returns:
+        A value for each column, and the rest of the metadata as dynamic fields.
+
+    Raises:
+        EmbeddingError: If the embedding is missing, not finite, or not of unit length.
+        DimensionMismatchError: If it has another dimension.
+        RowTooLargeError: If Milvus could not store the row.
+        TypeError: If a metadata value is not of its column's type.
+    """
+    if node.embedding is None:
+        raise EmbeddingError(
+            f"{_name(node)} has no embedding; pass nodes through embed_model(nodes) first"
+        )
+    return {**check_node(node), "embedding": check_vector(node.embedding, dim, _name(node))}
+
+
+def check_node(node: BaseNode) -> dict[str, Any]:
+    """Return a node's row without its vector, after refusing what Milvus could not store.
+
+    Raises:
+        RowTooLargeError: If Milvus could not store the row.
+        TypeError: If a metadata value is not of its column's type.
+    """
+    name = _name(node)
+    bare = node
+    if isinstance(node, ImageNode) and (node.image or node.text_embedding):
+        bare = node.model_copy(update={"image": None, "text_embedding": None})
+    flat = node_to_metadata_dict(bare, remove_text=True, text_field="text")
+    metadata = bare.model_dump(mode="json")["metadata"]
+    row = {key: value for key, value in metadata.items() if key not in _OWN_COLUMNS}
+    row |= _columns(metadata, name)
+    if isinstance(node, ImageNode) and node.image and not row["content_hash"]:
+        row["content_hash"] = image_digest(node)
+    row |= {
+        "id": node.node_id,
+        # A node without a source is its own document, as LlamaIndex's pipelines have it.
+        "doc_id": node.ref_doc_id or node.node_id,
+        "text": _text(node),
+        "modality": modality_of(node),
+        "node_hash": node_hash(node),
+        "_node_content": flat["_node_content"],
+        "_node_type": flat["_node_type"],
+    }
+    _check_size(row, name)
+    return row
+
+
+def row_to_node(row: Mapping[str, Any]) -> BaseNode:
+    """Make the node of a row, of the class that was stored."""
+    content = row.get("_node_content")
+    if content is None:
+        # Written by another program: what it named file_path is the best there is.
+        metadata = {key: value for key, value in row.items() if key not in (*_OWN_COLUMNS, "embedding")}
+        return ImageNode(
+            text=row.get("text") or "",
+            image_path=row.get("file_path") or None,
+            metadata=metadata,
+            id_=str(row["id"]) if "id" in row else "",
+        )
+    node_class = _NODE_CLASSES.get(row.get("_node_type") or "", TextNode)
+    node = node_class.from_json(content)
+    if row.get("text"):
+        node.set_content(row["text"])
+    if (vector := row.get("embedding")) is not None:
+        node.embedding = [float(component) for component in vector]
+    return node
+
+
+def _name(node: BaseNode) -> str:
+    return f"node {node.node_id!r}"
+
+
+def _text(node: BaseNode) -> str:
+    if isinstance(node, TextNode):
+        return node.text or ""
+    resource = getattr(node, "text_resource", None)
+    return (resource.text or "") if resource else ""
+
+
+def _columns(metadata: Mapping[str, Any], name: str) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    for keys, expected, missing in ((_TEXT_COLUMNS, str, ""), (_NUMBER_COLUMNS, int, -1)):
+        for key in keys:
+            value = metadata.get(key)
+            if value is not None and (not isinstance(value, expected) or isinstance(value, bool)):
+                raise TypeError(
+                    f"{name}: metadata {key!r} is {value!r}, expected {expected.__name__}: the "
+                    "collection has a column of that name; use another key"
+                )
+            columns[key] = missing if value is None else value
+    return columns
+
+
+def _check_size(row: Mapping[str, Any], name: str) -> None:
+    for key in (*_OWN_COLUMNS, *_TEXT_COLUMNS):
+        if (size := len(row[key].encode())) > MAX_VARCHAR_BYTES:
+            raise RowTooLargeError(
+                f"{name}: {key} takes {size} bytes, Milvus stores {MAX_VARCHAR_BYTES}; "
+                + (
+                    f"the largest metadata is {_largest(row)}"
+                    if key == "_node_content"
+                    else "shorten it"
+                )
+            )
+    dynamic = {key: value for key, value in row.items() if key not in COLUMNS}
+    if (size := _json_size(dynamic)) > MAX_DYNAMIC_BYTES:
+        raise RowTooLargeError(
+            f"{name}: its metadata takes {size} bytes, Milvus stores {MAX_DYNAMIC_BYTES}; the "
+            f"largest is {_largest(row)}"
+        )
+
+
+def _largest(row: Mapping[str, Any]) -> str:
+    sizes = {key: _json_size(value) for key, value in row.items() if key not in _OWN_COLUMNS}
+    key = max(sizes, key=lambda name: sizes[name], default="")
+    return f"{key!r} ({sizes.get(key, 0)} bytes)"
+
+
+def _json_size(value: Any) -> int:
+    return len(json.dumps(value, ensure_ascii=False).encode())

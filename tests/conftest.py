@@ -1,0 +1,124 @@
+"""What every test gets: no network, caches of its own, and small checkpoints."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+# Read once, when huggingface_hub is imported: before anything else.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network():
+    """Fail whatever test, in whatever thread, connects to anything but this machine."""
+    connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
+    resolve = socket.getaddrinfo
+
+    def check(address):
+        host = address[0] if isinstance(address, tuple) else "unix"
+        if host != "unix" and not str(host).startswith(LOOPBACK):
+            raise AssertionError(f"a test tried to reach {address}")
+
+    def guarded_connect(self, address):
+        check(address)
+        return connect(self, address)
+
+    def guarded_connect_ex(self, address):
+        check(address)
+        return connect_ex(self, address)
+
+    def guarded_resolve(host, *args, **kwargs):
+        if host and not str(host, "ascii") if isinstance(host, bytes) else host:
+            check((host,))
+        return resolve(host, *args, **kwargs)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(socket.socket, "connect", guarded_connect)
+    patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
+    patch.setattr(socket, "getaddrinfo", guarded_resolve)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path, monkeypatch):
+    """Run in an empty folder, so that no test leaves a database in the source tree."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def clip_dir(tmp_path_factory) -> Path:
+    """A tiny CLIP with OpenAI's vocabulary, as a plain Hugging Face directory."""
+    import checkpoints
+
+    return checkpoints.make_clip(tmp_path_factory.mktemp("clip") / "plain", tiny=True)
+
+
+@pytest.fixture(scope="session")
+def other_clip_dir(tmp_path_factory) -> Path:
+    """The same architecture with other weights."""
+    import checkpoints
+
+    return checkpoints.make_clip(tmp_path_factory.mktemp("clip2") / "plain", tiny=True, seed=1)
+
+
+@pytest.fixture(scope="session")
+def st_dir(clip_dir, tmp_path_factory) -> Path:
+    """The tiny CLIP in the legacy layout of sentence-transformers."""
+    import checkpoints
+
+    directory = tmp_path_factory.mktemp("st") / "layout"
+    directory.mkdir()
+    return checkpoints.make_sentence_transformers(directory, clip_dir)
+
+
+@pytest.fixture(scope="session")
+def chinese_clip_dir(tmp_path_factory) -> Path:
+    """A tiny Chinese-CLIP with its real vocabulary."""
+    import checkpoints
+
+    return checkpoints.make_chinese_clip(tmp_path_factory.mktemp("cn") / "plain", tiny=True)
+
+
+@pytest.fixture(scope="session")
+def clip(clip_dir):
+    """An embedding on the tiny CLIP, loaded once for the session."""
+    from llama_index_clip_ext import CLIPEmbedding
+
+    return CLIPEmbedding(clip_dir)
+
+
+@pytest.fixture(scope="session")
+def chinese_clip(chinese_clip_dir):
+    """An embedding on the tiny Chinese-CLIP, loaded once for the session."""
+    from llama_index_clip_ext import ChineseCLIPEmbedding
+
+    return ChineseCLIPEmbedding(chinese_clip_dir)
+
+
+@pytest.fixture
+def store(clip, tmp_path):
+    """An empty Milvus Lite collection of the tiny CLIP."""
+    from llama_index_clip_ext import create_vector_store
+
+    with create_vector_store(clip, uri=tmp_path / "test.db") as vector_store:
+        yield vector_store
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """A folder of five pictures of one colour each."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("red", "green", "blue", "black", "white"):
+        Image.new("RGB", (40, 30), name).save(folder / f"{name}.png")
+    return folder

@@ -8,12 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .checkpoint import download_model
-    from .embedding import (
-        ChineseCLIPEmbedding,
-        CLIPEmbedding,
-        ImageEmbeddings,
-        load_embedding,
-    )
+    from .dual_encoder import ImageEmbeddings
+    from .embedding import ChineseCLIPEmbedding, CLIPEmbedding, load_embedding
     from .errors import (
         ClipExtError,
         DimensionMismatchError,
@@ -38,44 +34,60 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "checkpoint": ["download_model"],
-    "embedding": ["CLIPEmbedding", "ChineseCLIPEmbedding", "ImageEmbeddings", "load_embedding"],
-    "errors": [
-        "ClipExtError",
-        "DimensionMismatchError",
-        "EmbeddingError",
-        "EmbeddingSpaceMismatchError",
-        "FilterError",
-        "ImageLoadError",
-        "ImageNotFoundError",
-        "ModelLoadError",
-        "RowTooLargeError",
-        "StoreError",
-        "StoreLockedError",
-        "TextTooLongError",
-        "UnknownModelError",
-    ],
-    "images": ["ImageFailure", "load_image", "load_images"],
-    "ingest": ["IngestReport", "aingest_images", "ingest_images"],
-    "models": ["EmbeddingSpace", "ModelSpec", "list_models", "resolve_model"],
-    "nodes": ["load_image_nodes"],
-    "retriever": ["CLIPRetriever", "create_retriever"],
-    "store": ["CLIPMilvusVectorStore", "create_vector_store"],
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-__all__ = [  # noqa: PLE0604 - the table above, which a test compares with the type checker's imports
-    "__version__",
-    *sorted(_HOME_OF),
+__all__ = [
+    "CLIPEmbedding",
+    "CLIPMilvusVectorStore",
+    "CLIPRetriever",
+    "ChineseCLIPEmbedding",
+    "ClipExtError",
+    "DimensionMismatchError",
+    "EmbeddingError",
+    "EmbeddingSpace",
+    "EmbeddingSpaceMismatchError",
+    "FilterError",
+    "ImageEmbeddings",
+    "ImageFailure",
+    "ImageLoadError",
+    "ImageNotFoundError",
+    "IngestReport",
+    "ModelLoadError",
+    "ModelSpec",
+    "RowTooLargeError",
+    "StoreError",
+    "StoreLockedError",
+    "TextTooLongError",
+    "UnknownModelError",
+    "aingest_images",
+    "create_retriever",
+    "create_vector_store",
+    "download_model",
+    "ingest_images",
+    "list_models",
+    "load_embedding",
+    "load_image",
+    "load_image_nodes",
+    "load_images",
+    "resolve_model",
 ]
+
+_HOME_OF = {
+    **dict.fromkeys(("CLIPEmbedding", "ChineseCLIPEmbedding", "load_embedding"), "embedding"),
+    **dict.fromkeys(("CLIPMilvusVectorStore", "create_vector_store"), "store"),
+    **dict.fromkeys(("CLIPRetriever", "create_retriever"), "retriever"),
+    **dict.fromkeys(("ImageFailure", "load_image", "load_images"), "images"),
+    **dict.fromkeys(("IngestReport", "aingest_images", "ingest_images"), "ingest"),
+    **dict.fromkeys(("EmbeddingSpace", "ModelSpec", "list_models", "resolve_model"), "models"),
+    "ImageEmbeddings": "dual_encoder",
+    "download_model": "checkpoint",
+    "load_image_nodes": "nodes",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    return getattr(import_module(f".{_HOME_OF.get(name, 'errors')}", __name__), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return [*__all__, "__version__"]

@@ -29,21 +29,21 @@ _FAMILIES: dict[str, Family] = {"clip": "clip", "chinese_clip": "chinese-clip"}
 _SMALL_FILES = ["*.json", "*.txt", "*.md"]
 _IGNORED = ["onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*"]
 _SAFETENSORS = "*.safetensors"
-_PICKLED = "pytorch_model*.bin"
+# The leading * reaches into 0_CLIPModel/: the hub matches whole paths.
+_PICKLED = "*pytorch_model*.bin"
 
 # The image processor's settings that change pixel values. Others only name classes.
-_PREPROCESSING_KEYS = (
-    "do_resize",
-    "size",
-    "resample",
-    "do_center_crop",
-    "crop_size",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
-)
+_PREPROCESSING_KEYS = ("size", "crop_size", "image_mean", "image_std")
+# What both image processors do unless they are told otherwise. Old files leave it out, and files
+# that transformers has saved again write it down.
+_PREPROCESSING_DEFAULTS = {
+    "do_resize": True,
+    "resample": 3,
+    "do_center_crop": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+}
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,7 @@ class Checkpoint:
             model=self.name,
             revision=self.revision,
             weights=digest.hexdigest(),
-            preprocessing=hashlib.sha256(
-                json.dumps(settings, sort_keys=True).encode()
-            ).hexdigest(),
+            preprocessing=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
             dim=self.dim,
         )
 
@@ -189,7 +187,7 @@ def _snapshot(
 ) -> Path:
     # huggingface_hub takes 0.3 s to import, which `clip-ext models` need not wait for.
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     cache = Path(cache_folder or constants.HF_HUB_CACHE).expanduser()
     try:
@@ -207,10 +205,12 @@ def _snapshot(
         )
     except LocalEntryNotFoundError as err:
         raise ModelLoadError(_not_here(spec, cache)) from err
-    except HfHubHTTPError as err:
+    # HfHubHTTPError, and what httpx, json and the file system raise over a mirror that is none, a
+    # connection that breaks, or a full disk.
+    except Exception as err:
         raise ModelLoadError(
-            f"cannot download {spec.name!r} ({spec.checkpoint}): {err}. Check the name and the "
-            "revision; a private repository needs HF_TOKEN"
+            f"cannot download {spec.name!r} ({spec.checkpoint}): {type(err).__name__}: {err}. "
+            "Check the name, revision and endpoint; a private repository needs HF_TOKEN"
         ) from err
 
 
@@ -233,8 +233,8 @@ def _read_checkpoint(spec: ModelSpec, directory: Path, revision: str) -> Checkpo
             f"{spec.name!r} in {directory} is a {config.get('model_type')!r} model; supported are: "
             f"{', '.join(_FAMILIES)} (config.json, model_type)"
         )
-    if not (directory / "preprocessor_config.json").is_file():
-        _read_json(spec, directory / "processor_config.json")
+    old, new = directory / "preprocessor_config.json", directory / "processor_config.json"
+    _read_json(spec, old if old.is_file() or not new.is_file() else new)
     positions = (config.get("text_config") or {}).get("max_position_embeddings")
     limit = CLIP_CONTEXT_LENGTH if family == "clip" else CHINESE_CLIP_CONTEXT_LENGTH
     checkpoint = Checkpoint(
@@ -257,7 +257,7 @@ def _transformers_folder(spec: ModelSpec, directory: Path) -> Path:
     """Return the folder of transformers' files, below a sentence-transformers layout or plain."""
     if not (directory / "modules.json").is_file():
         return directory
-    modules = _read_json(spec, directory / "modules.json")
+    modules = _read_json(spec, directory / "modules.json", list)
     names = [module["type"].rsplit(".", 1)[-1] for module in modules]
     encoders = [name for name in names if name in ("CLIPModel", "Transformer")]
     # A Dense or Pooling module would change the vectors: leaving it out is a wrong answer.
@@ -270,9 +270,12 @@ def _transformers_folder(spec: ModelSpec, directory: Path) -> Path:
     return folder if (folder / "config.json").is_file() else directory
 
 
-def _read_json(spec: ModelSpec, file: Path) -> Any:
+def _read_json(spec: ModelSpec, file: Path, kind: type = dict) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, kind):
+            raise ValueError(f"it holds a {type(content).__name__}, expected a {kind.__name__}")
+        return content
     except FileNotFoundError as err:
         raise ModelLoadError(
             f"{spec.name!r}: {file.parent} is not a complete checkpoint, {file.name} is missing"
@@ -289,7 +292,12 @@ def _image_processor_settings(directory: Path) -> dict[str, Any]:
     else:
         settings = json.loads((directory / "processor_config.json").read_text(encoding="utf-8"))
         settings = settings.get("image_processor", settings)
-    settings = {key: settings[key] for key in _PREPROCESSING_KEYS if key in settings}
+    settings = {
+        **{key: settings[key] for key in _PREPROCESSING_KEYS if key in settings},
+        **{key: settings.get(key, default) for key, default in _PREPROCESSING_DEFAULTS.items()},
+    }
+    if not settings["do_center_crop"]:
+        settings.pop("crop_size", None)
     if isinstance(settings.get("size"), int):
         settings["size"] = {"shortest_edge": settings["size"]}
     if isinstance(settings.get("crop_size"), int):
@@ -298,9 +306,9 @@ def _image_processor_settings(directory: Path) -> dict[str, Any]:
 
 
 def _file_sha256(file: Path) -> str:
-    # In the hub's cache a large file is a link to a blob that is named by its SHA-256.
-    blob = file.resolve().name
-    if re.fullmatch(r"[0-9a-f]{64}", blob):
+    # In the hub's cache a large file is a link to a blob that is named by its SHA-256. One step
+    # only: that blob may be a link itself, to one that repositories share and another hash names.
+    if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob := file.readlink().name):
         return blob
     digest = hashlib.sha256()
     with file.open("rb") as stream:

@@ -39,7 +39,8 @@ _UNSAFE_KEY = re.compile(r'["\\/\x00-\x1f\x7f]')
 def literal(value: Any) -> str:
     """Write a string, number, boolean or list of them as Milvus reads it.
 
-    ``json.dumps`` will not do: Milvus Lite rejects its ``\\u00xx``, a server its surrogate pairs.
+    ``json.dumps`` will not do: Milvus Lite rejects its escapes of control characters, a server
+    those of emoji.
 
     Raises:
         FilterError: If Milvus has no literal for the value.
@@ -124,6 +125,8 @@ def _key(key: str, columns: Collection[str]) -> str:
     if key in columns:
         return key
     if not key or _UNSAFE_KEY.search(key):
-        raise FilterError(f"cannot filter by the key {key!r}: quotes, slashes and control characters")
+        raise FilterError(
+            f"cannot filter by the key {key!r}: quotes, slashes and control characters"
+        )
     # $meta[...] holds for any key, where a bare one with a dash would be read as a subtraction.
     return f"$meta[{json.dumps(key, ensure_ascii=False)}]"

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, Union
+from typing import Any, Literal, TypeAlias, Union, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ OnError: TypeAlias = Literal["raise", "skip"]
 MAX_PIXELS = 178_956_970
 
 _EXIF_ORIENTATION = 0x0112
-_DATA_URI = re.compile(r"data:(?P<mime>[\w.+/-]*)(?:;[\w=.-]+)*(?P<base64>;base64)?,", re.IGNORECASE)
+_DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w.-]+=[\w.-]+)*(?P<base64>;base64)?,", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{32,}={0,2}\s*")
 # The first characters of base64-encoded JPEG, PNG, GIF, WebP (RIFF), BMP and TIFF data.
@@ -83,6 +83,8 @@ def load_image(
         ImageLoadError: If the source is no picture, is damaged, too large, or a URL.
     """
     name = describe_source(source)
+    # Outside of what follows: a wrong colour is no fault of the picture.
+    ImageColor.getrgb(background)
     try:
         raw = read_source(source, allow_urls=allow_urls)
         if isinstance(raw, bytes):
@@ -99,7 +101,7 @@ def load_image(
         raise ImageNotFoundError("no such file", source=name) from err
     # Pillow's decoders also raise struct.error, KeyError and others over a damaged file.
     except Exception as err:
-        raise ImageLoadError(f"damaged or unreadable ({err})", source=name) from err
+        raise ImageLoadError(f"damaged or unreadable ({_detail(err)})", source=name) from err
 
 
 def iter_images(
@@ -153,6 +155,8 @@ def load_images(
     Raises:
         ImageLoadError: If a source fails and ``on_error`` is ``"raise"``; carries the index.
     """
+    if on_error not in get_args(OnError):
+        raise ValueError(f"on_error is {on_error!r}, expected 'raise' or 'skip'")
     failures: list[ImageFailure] = []
     loaded = list(
         iter_images(
@@ -174,19 +178,30 @@ def image_digest(source: ImageSource) -> str:
     """
     name = describe_source(source)
     try:
-        raw = read_source(source)
+        return hashlib.sha256(_digestible(read_source(source))).hexdigest()
     except ImageLoadError as err:
         raise type(err)(err.reason, source=name) from err.__cause__
     except FileNotFoundError as err:
         raise ImageNotFoundError("no such file", source=name) from err
-    except (OSError, ValueError) as err:
-        raise ImageLoadError(f"unreadable ({err})", source=name) from err
+    except Exception as err:
+        raise ImageLoadError(f"damaged or unreadable ({_detail(err)})", source=name) from err
+
+
+def _digestible(raw: bytes | Image.Image | NDArray[Any]) -> bytes:
+    """Return the encoded bytes, or the pixels preceded by all that decides how they look."""
     if isinstance(raw, bytes):
-        return hashlib.sha256(raw).hexdigest()
-    if isinstance(raw, Image.Image):
-        header = f"{raw.mode}{raw.size}{raw.getexif().get(_EXIF_ORIENTATION, 1)}"
-        return hashlib.sha256(header.encode() + raw.tobytes()).hexdigest()
-    return hashlib.sha256(f"{raw.dtype}{raw.shape}".encode() + raw.tobytes()).hexdigest()
+        return raw
+    if isinstance(raw, np.ndarray):
+        return f"{raw.dtype}{raw.shape}".encode() + raw.tobytes()
+    content = raw.tobytes()
+    orientation = raw.getexif().get(_EXIF_ORIENTATION, 1)
+    header = [raw.mode, raw.size, orientation, raw.getpalette(), raw.info.get("transparency")]
+    return repr(header).encode() + content
+
+
+def _detail(err: Exception) -> str:
+    """Say what an exception says, without the path that an `OSError` adds (it may be the input)."""
+    return getattr(err, "strerror", None) or str(err)
 
 
 def read_source(
@@ -203,7 +218,7 @@ def read_source(
     if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source)
     if isinstance(source, os.PathLike):
-        return Path(source).read_bytes()
+        return Path(source).expanduser().read_bytes()
     if isinstance(source, str):
         return _read_string(source, allow_urls)
     if hasattr(source, "read"):
@@ -284,10 +299,10 @@ def _node_source(node: Any) -> ImageSource | None:
     """Return where a node keeps its image, by the attributes LlamaIndex's classes share."""
     if resource := getattr(node, "image_resource", None):
         if resource.data:
-            return base64.b64decode(resource.data)
+            return f"data:;base64,{resource.data.decode()}"
         return resource.path or (str(resource.url) if resource.url else None)
     if image := getattr(node, "image", None):
-        return base64.b64decode(image.partition(",")[2] if image.startswith("data:") else image)
+        return image if image[:5].lower() == "data:" else f"data:;base64,{image}"
     path = getattr(node, "image_path", None)
     return Path(path).expanduser() if path else getattr(node, "image_url", None)
 
@@ -314,7 +329,11 @@ def _to_rgb(image: Image.Image, background: str) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith(("I", "F")):
-        return _scale_to_8_bit(np.asarray(image)).convert("RGB")
+        values = np.asarray(image)
+        picture = _scale_to_8_bit(values).convert("RGB")
+        if (clear := image.info.get("transparency")) is not None:
+            picture.paste(ImageColor.getrgb(background), mask=Image.fromarray(values == clear))
+        return picture
     if image.has_transparency_data:
         picture = image.convert("RGBA")
         canvas = Image.new("RGBA", picture.size, ImageColor.getrgb(background))

@@ -13,7 +13,7 @@ from typing import Any
 from llama_index.core.schema import BaseNode
 from tqdm.auto import tqdm
 
-from .embedding import ChineseCLIPEmbedding, CLIPEmbedding
+from .dual_encoder import DualEncoderEmbedding
 from .errors import ImageLoadError, RowTooLargeError
 from .images import ImageFailure, OnError, describe_source
 from .nodes import Captions, ImageItem, list_images, make_image_node, with_content_hash
@@ -61,7 +61,7 @@ class IngestReport:
 def ingest_images(
     source: str | os.PathLike[str] | Iterable[ImageItem],
     *,
-    embed_model: CLIPEmbedding | ChineseCLIPEmbedding,
+    embed_model: DualEncoderEmbedding,
     vector_store: CLIPMilvusVectorStore,
     batch_size: int = 64,
     on_error: OnError = "skip",
@@ -91,31 +91,57 @@ def ingest_images(
             stays.
         TypeError: If an item is neither a path nor an image node.
     """
+    items: Any = source
+    if isinstance(source, (str, os.PathLike)):
+        # Listed first, so that a folder that changes is not read twice and the bar has an end.
+        items = list(list_images(source, recursive=recursive))
+    total = len(items) if isinstance(items, Sized) else None
+    report = IngestReport()
+    with tqdm(desc="Ingesting images", total=total, unit="img", disable=not show_progress) as bar:
+        for report in iter_ingest(
+            items,
+            embed_model=embed_model,
+            vector_store=vector_store,
+            batch_size=batch_size,
+            on_error=on_error,
+            captions=captions,
+        ):
+            bar.update(report.total - bar.n)
+    return report
+
+
+def iter_ingest(
+    items: Iterable[ImageItem],
+    *,
+    embed_model: DualEncoderEmbedding,
+    vector_store: CLIPMilvusVectorStore,
+    batch_size: int,
+    on_error: OnError,
+    captions: Captions,
+) -> Iterator[IngestReport]:
+    """Do the work of `ingest_images`, for callers that show progress in their own way.
+
+    Yields:
+        The one report, brought up to date, after each batch that is stored.
+    """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is {on_error!r}, expected 'raise' or 'skip'")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     report = IngestReport()
     started = time.perf_counter()
-    items: Iterable[Any] = source
-    if isinstance(source, (str, os.PathLike)):
-        # Listed first, so that a folder that changes is not read twice and the bar has an end.
-        items = list(list_images(source, recursive=recursive))
     numbered = enumerate(items)
-    total = len(items) if isinstance(items, Sized) else None
-    with tqdm(desc="Ingesting images", total=total, unit="img", disable=not show_progress) as bar:
-        while batch := list(islice(numbered, batch_size)):
-            nodes = dict(_image_nodes(batch, captions, on_error, report))
-            _store_batch(nodes, embed_model, vector_store, on_error, report)
-            bar.update(len(batch))
-    report.seconds = time.perf_counter() - started
-    return report
+    while batch := list(islice(numbered, batch_size)):
+        nodes = dict(_image_nodes(batch, captions, on_error, report))
+        _store_batch(nodes, embed_model, vector_store, on_error, report)
+        report.seconds = time.perf_counter() - started
+        yield report
 
 
 async def aingest_images(
     source: str | os.PathLike[str] | Iterable[ImageItem],
     *,
-    embed_model: CLIPEmbedding | ChineseCLIPEmbedding,
+    embed_model: DualEncoderEmbedding,
     vector_store: CLIPMilvusVectorStore,
     batch_size: int = 64,
     on_error: OnError = "skip",
@@ -163,7 +189,7 @@ def _image_node(item: Any, captions: Captions) -> BaseNode:
 
 def _store_batch(
     nodes: dict[int, BaseNode],
-    embed_model: CLIPEmbedding | ChineseCLIPEmbedding,
+    embed_model: DualEncoderEmbedding,
     vector_store: CLIPMilvusVectorStore,
     on_error: OnError,
     report: IngestReport,
@@ -186,7 +212,10 @@ def _store_batch(
             changed.remove(index)
             report.failed.append(ImageFailure(index, describe_source(nodes[index]), str(err)))
             del nodes[index]
-    result = embed_model.embed_images([nodes[index] for index in changed], on_error=on_error)
+    try:
+        result = embed_model.embed_images([nodes[index] for index in changed], on_error=on_error)
+    except ImageLoadError as err:
+        raise type(err)(err.reason, source=err.source, index=changed[err.index or 0]) from err
     embedded = []
     for position, row in zip(result.kept, result.embeddings.tolist(), strict=True):
         node = nodes[changed[position]].model_copy(update={"embedding": row})

@@ -23,25 +23,25 @@ def is_lite(uri: str) -> bool:
     return urlparse(uri).scheme.lower() not in ("http", "https", "tcp", "unix")
 
 
-def expand(uri: str) -> Path:
-    """Return the absolute path of an embedded file, so that one file has one name."""
-    return Path(os.path.realpath(Path(uri).expanduser()))
+def lite_path(uri: str, *, make: bool = True) -> str:
+    """Return the absolute path of an embedded file, so that one file has one name.
 
-
-def lite_path(uri: str) -> str:
-    """Return the absolute path of an embedded file, its folder made if it is missing.
+    Args:
+        uri: The path, relative or with ``~``.
+        make: Whether to make its folder if it is missing.
 
     Raises:
         StoreError: If Milvus Lite could not keep its data there.
     """
-    path = expand(uri)
+    path = Path(os.path.realpath(Path(uri).expanduser()))
     if path.suffix != ".db":
         raise StoreError(
             f"uri {uri!r}: an embedded Milvus file ends in .db (such as ./photos.db); a "
             "server's address starts with http:// or https://"
         )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make:
+            path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise StoreError(f"cannot make the folder {path.parent} for {path.name}: {err}") from err
     return str(path)

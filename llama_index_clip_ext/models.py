@@ -53,7 +53,7 @@ class EmbeddingSpace:
         model: Name of the model that made the vectors.
         revision: Commit of the checkpoint on the hub, where it is known.
         weights: SHA-256 of the weight files.
-        preprocessing: SHA-256 of the image processor's and the tokenizer's settings.
+        preprocessing: SHA-256 of the image processor's settings.
         dim: Components of a vector.
     """
 
@@ -78,12 +78,8 @@ _MODELS = (
     _openai("clip-ViT-B-32", 512, "default: fast, good enough, lightest"),
     _openai("clip-ViT-B-16", 512, "medium"),
     _openai("clip-ViT-L-14", 768, "highest accuracy"),
-    _ofa_sys(
-        "Chinese-CLIP-ViT-B", "chinese-clip-vit-base-patch16", 512, "Chinese, lightweight"
-    ),
-    _ofa_sys(
-        "Chinese-CLIP-ViT-L", "chinese-clip-vit-large-patch14", 768, "Chinese, recommended"
-    ),
+    _ofa_sys("Chinese-CLIP-ViT-B", "chinese-clip-vit-base-patch16", 512, "Chinese, lightweight"),
+    _ofa_sys("Chinese-CLIP-ViT-L", "chinese-clip-vit-large-patch14", 768, "Chinese, recommended"),
     _ofa_sys("Chinese-CLIP-ViT-H", "chinese-clip-vit-huge-patch14", 1024, "Chinese, largest"),
 )
 
@@ -95,7 +91,8 @@ DEMO_MODELS = {
     "demo-chinese-clip": _DEMO_CHECKPOINTS / "chinese-clip",
 }
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# What huggingface_hub's validate_repo_id lets through.
+_HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w(?:[\w.-]*\w)?/\w(?:[\w.-]*\w)?(?<!\.git)", re.ASCII)
 
 
 def list_models() -> list[ModelSpec]:
@@ -124,13 +121,14 @@ def resolve_model(name: str | Path) -> ModelSpec:
     if text in DEMO_MODELS:
         return ModelSpec(text, str(DEMO_MODELS[text]))
     directory = Path(text).expanduser()
-    if directory.is_dir():
+    if text and directory.is_dir():
         return ModelSpec(text, str(directory.resolve()))
-    if isinstance(name, str) and _HUB_ID.fullmatch(text) and not text.startswith("."):
+    if isinstance(name, str) and _HUB_ID.fullmatch(text):
         return ModelSpec(text, text)
     known = [spec.name for spec in _MODELS] + list(DEMO_MODELS)
-    close = difflib.get_close_matches(text, known, n=1, cutoff=0.6)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    by_lower = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(text.lower(), by_lower, n=1, cutoff=0.6)
+    hint = f" Did you mean {by_lower[close[0]]!r}?" if close else ""
     raise UnknownModelError(
         f"unknown model {text!r}: not an alias, not a hub id (owner/name), and no such directory."
         f"{hint} Known: {', '.join(known)}"

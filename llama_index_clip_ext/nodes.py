@@ -90,19 +90,27 @@ def list_images(
         return
     path = Path(source).expanduser()
     if path.is_dir():
-        # Links to folders are not followed: they may lead back up.
-        folders = os.walk(path) if recursive else [next(os.walk(path))]
-        for folder, subfolders, names in folders:
-            subfolders.sort()
-            for name in sorted(names):
-                if Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                    yield Path(folder, name)
+        yield from _walk(path, recursive)
     elif path.is_file():
         yield path
     elif matches := sorted(glob.glob(str(path), recursive=recursive)):
-        yield from (Path(match) for match in matches if os.path.isfile(match))
+        # Sidecars are captions, whatever the pattern.
+        files = (Path(match) for match in matches if os.path.isfile(match))
+        yield from (file for file in files if file.suffix.lower() != ".txt")
     else:
         raise FileNotFoundError(f"no folder, file or pattern matches {os.fspath(source)!r}")
+
+
+def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir():
+            # Links to folders are not followed: they may lead back up.
+            if recursive and not entry.is_symlink():
+                yield from _walk(Path(entry.path), recursive)
+        elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+            yield Path(entry.path)
 
 
 def make_image_node(
@@ -130,7 +138,7 @@ def make_image_node(
     }
     # NFC, so that one name has one id whichever way the file system spells its accents.
     name = unicodedata.normalize("NFC", file.as_posix()) if id_by == "path" else content_hash
-    return HashedImageNode(
+    return HashedImageNode(  # type: ignore[call-arg]
         id_=str(uuid.uuid5(_NAMESPACE, name)),
         text=_caption(file, captions),
         image_path=str(file),
@@ -185,8 +193,9 @@ def _caption(file: Path, captions: Captions) -> str:
         raise ValueError(f"captions is {captions!r}, expected 'sidecar', a callable or None")
     sidecar = file.with_suffix(".txt")
     try:
-        return sidecar.read_text(encoding="utf-8").strip()
+        return sidecar.read_text(encoding="utf-8-sig").strip()
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as err:
-        raise ImageLoadError(f"its caption {sidecar.name} cannot be read: {err}", source=str(file)) from err
+        reason = f"its caption {sidecar.name} cannot be read: {err}"
+        raise ImageLoadError(reason, source=str(file)) from err

@@ -6,7 +6,6 @@ from typing import TypeAlias
 
 from llama_index.core.base.base_multi_modal_retriever import MultiModalRetriever
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.embeddings import MultiModalEmbedding
 from llama_index.core.image_retriever import BaseImageRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, QueryType
 from llama_index.core.vector_stores.types import (
@@ -15,6 +14,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 
+from .dual_encoder import DualEncoderEmbedding
 from .images import ImageSource, describe_source
 from .rows import Modality
 from .store import CLIPMilvusVectorStore
@@ -23,7 +23,7 @@ Vector: TypeAlias = "list[float]"
 
 
 def create_retriever(
-    embed_model: MultiModalEmbedding,
+    embed_model: DualEncoderEmbedding,
     vector_store: CLIPMilvusVectorStore,
     *,
     similarity_top_k: int = 5,
@@ -58,7 +58,7 @@ def create_retriever(
 class CLIPRetriever(MultiModalRetriever):
     """Finds images, or texts, by a text or by an image; `create_retriever` makes one.
 
-    A query is a text, or a ``QueryBundle`` with a text, an ``image_path`` or an ``embedding``, which
+    A query is a text, or a ``QueryBundle`` with a text, an ``image_path`` or an ``embedding``; it
     is left as it is. Scores are raw cosines, higher is better.
     """
 
@@ -70,7 +70,7 @@ class CLIPRetriever(MultiModalRetriever):
 
     def __init__(
         self,
-        embed_model: MultiModalEmbedding,
+        embed_model: DualEncoderEmbedding,
         vector_store: CLIPMilvusVectorStore,
         *,
         similarity_top_k: int,
@@ -125,7 +125,8 @@ class CLIPRetriever(MultiModalRetriever):
         return await self._asearch(await self._aembed_text(query_bundle), "image")
 
     def _image_to_image_retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return self._search(self.embed_model.get_image_embedding(_image_path(query_bundle)), "image")
+        embedding = self.embed_model.get_image_embedding(_image_path(query_bundle))
+        return self._search(embedding, "image")
 
     async def _aimage_to_image_retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         path = _image_path(query_bundle)

@@ -67,9 +67,7 @@ def modality_of(node: BaseNode) -> Modality:
 
 def node_hash(node: BaseNode) -> str:
     """Return the SHA-256 of all that a row is made of: image content, caption and metadata."""
-    metadata = {
-        key: value for key, value in node.metadata.items() if key not in _VOLATILE_METADATA
-    }
+    metadata = {key: value for key, value in node.metadata.items() if key not in _VOLATILE_METADATA}
     content = [_text(node), metadata]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -133,7 +131,8 @@ def row_to_node(row: Mapping[str, Any]) -> BaseNode:
     content = row.get("_node_content")
     if content is None:
         # Written by another program: what it named file_path is the best there is.
-        metadata = {key: value for key, value in row.items() if key not in (*_OWN_COLUMNS, "embedding")}
+        own = {*_OWN_COLUMNS, "embedding"}
+        metadata = {key: value for key, value in row.items() if key not in own}
         return ImageNode(
             text=row.get("text") or "",
             image_path=row.get("file_path") or None,

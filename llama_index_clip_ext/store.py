@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
-from urllib.parse import urlparse
 
 import numpy as np
 from llama_index.core.bridge.pydantic import PrivateAttr
@@ -22,33 +20,20 @@ from llama_index.core.vector_stores.types import (
 )
 from llama_index.vector_stores.milvus import MilvusVectorStore
 from pymilvus import MilvusClient
-from pymilvus.exceptions import MilvusException
 
-from . import lite
+from . import collection
+from .collection import DEFAULT_COLLECTION, DEFAULT_URI, PARTITIONS
 from .errors import DimensionMismatchError, StoreError
 from .filters import filter_expression, ids_expression
 from .models import EmbeddingSpace
 from .passport import Passport
-from .rows import COLUMNS, OUTPUT_FIELDS, Modality, add_fields, node_to_row, row_to_node
+from .rows import COLUMNS, OUTPUT_FIELDS, Modality, node_to_row, row_to_node
 from .vectors import l2_normalize
 
-logger = logging.getLogger(__name__)
-
-DEFAULT_URI = "./clip_ext.db"
-DEFAULT_COLLECTION = "clip_ext"
-
-# Milvus compares a query with images only, or with texts only: CLIP scores text to text far above
-# text to image, so that one mixed list would bury every image.
-_PARTITIONS: Mapping[Modality, str] = {"image": "images", "text": "texts"}
-
-# M and efConstruction: Milvus's own advice for high recall. ef must be no less than top_k, and
-# text queries against image vectors need more than image queries do (the modality gap).
-_HNSW = {"index_type": "HNSW", "M": 32, "efConstruction": 360}
+# ef must be no less than the number of hits wanted.
 _MIN_EF = 128
 
 _MAX_TOP_K = 16_384  # Milvus's query window.
-_MAX_BATCH_BYTES = 16 * 2**20  # Well below the 64 MiB that a server's gRPC takes at once.
-_MAX_BATCH_ROWS = 1_000
 _MAX_IDS = 1_000  # Ids in one expression.
 _MMR_PREFETCH = 4
 
@@ -119,6 +104,8 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
     """
 
     _passport: Passport | None = PrivateAttr(default=None)
+    _dim: int = PrivateAttr(default=0)
+    _has_hnsw: bool = PrivateAttr(default=False)
     _lite_path: str | None = PrivateAttr(default=None)
     _lock: AbstractContextManager[Any] = PrivateAttr(default_factory=nullcontext)
     _columns: frozenset[str] = PrivateAttr(default=COLUMNS)
@@ -139,17 +126,17 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         consistency_level: str,
     ) -> None:
         address = os.fspath(uri)
-        index = _index_config(address, index_type, similarity_metric)
-        client, path, lock = _connect(address, token, db_name)
+        index = collection.index_config(address, index_type, similarity_metric)
+        client, path, lock = collection.connect(address, token, db_name)
         try:
             with lock:
                 if overwrite and client.has_collection(collection_name):
                     client.drop_collection(collection_name)
                 if not client.has_collection(collection_name):
-                    _create(client, collection_name, Passport(space, index["metric_type"]), index,
-                            consistency_level)  # fmt: skip
+                    made = Passport(space, index["metric_type"])
+                    collection.create(client, collection_name, made, index, consistency_level)
                 description = client.describe_collection(collection_name)
-                passport = _check_collection(client, description, space)
+                passport = collection.check(client, description, space)
                 # Serially and before any thread searches: after reopening, Milvus Lite's
                 # collections are released, and a first access by several threads loses rows.
                 client.load_collection(collection_name)
@@ -168,16 +155,18 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
                 )
                 self._milvusclient.close()
         except BaseException:
-            _disconnect(client, path)
+            collection.disconnect(client, path)
             raise
         self.uri = path or address
         self._milvusclient = client
         self._passport = passport
+        self._dim = space.dim
+        self._has_hnsw = index["index_type"] == "HNSW"
         self._lite_path = path
         self._lock = lock
         self._columns = frozenset(field["name"] for field in description["fields"])
         partitions = client.list_partitions(collection_name)
-        self._is_partitioned = set(_PARTITIONS.values()) <= set(partitions)
+        self._is_partitioned = set(PARTITIONS.values()) <= set(partitions)
 
     @classmethod
     def class_name(cls) -> str:
@@ -214,9 +203,9 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         """
         rows = {node.node_id: node_to_row(node, self._dim) for node in nodes}
         with self._lock:
-            for modality, partition in _PARTITIONS.items():
+            for modality, partition in PARTITIONS.items():
                 of_modality = [row for row in rows.values() if row["modality"] == modality]
-                for batch in _batches(of_modality):
+                for batch in collection.batches(of_modality):
                     self._write(batch, partition if self._is_partitioned else "")
         return [node.node_id for node in nodes]
 
@@ -248,17 +237,17 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             raise ValueError(f"similarity_top_k is {top_k}, expected 1 to {_MAX_TOP_K}")
         limit = min(top_k * _MMR_PREFETCH, _MAX_TOP_K) if is_mmr else top_k
         vector = self._query_vector(query.query_embedding)
+        # LlamaIndex's empty list of ids means no condition.
+        expression = self._expression(query.filters, query.node_ids or None, query.doc_ids or None)
         with self._lock:
             hits = self.client.search(
                 self.collection_name,
                 data=[vector],
                 anns_field=self.embedding_field,
                 limit=limit,
-                filter=self._expression(query.filters, query.node_ids or None, query.doc_ids or None),
+                filter=expression,
                 output_fields=[*self._output_fields, *([self.embedding_field] if is_mmr else [])],
-                search_params={"params": {"ef": max(4 * limit, _MIN_EF)}}
-                if self.index_config["index_type"] == "HNSW"
-                else {},
+                search_params={"params": {"ef": max(4 * limit, _MIN_EF)}} if self._has_hnsw else {},
                 partition_names=self._partition_names(modality),
             )[0]
         if is_mmr:
@@ -336,7 +325,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         """Let go of the database; the last store to close an embedded file unlocks it."""
         if not self._is_closed:
             self._is_closed = True
-            _disconnect(self._milvusclient, self._lite_path)
+            collection.disconnect(self._milvusclient, self._lite_path)
 
     def __enter__(self) -> CLIPMilvusVectorStore:
         return self
@@ -389,11 +378,6 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         await asyncio.to_thread(self.clear)
 
     @property
-    def _dim(self) -> int:
-        assert self.dim is not None  # MilvusVectorStore allows None, our constructor does not.
-        return self.dim
-
-    @property
     def _output_fields(self) -> list[str]:
         # Of a collection that another program made, everything: what it named its fields is open.
         return OUTPUT_FIELDS if self._passport else ["*"]
@@ -401,11 +385,11 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
     def _partition_names(self, modality: Modality | None) -> list[str] | None:
         if modality is None or not self._is_partitioned:
             return None
-        return [_PARTITIONS[modality]]
+        return [PARTITIONS[modality]]
 
     def _query_vector(self, embedding: Sequence[float] | None) -> list[float]:
         if embedding is None or len(embedding) == 0:
-            raise ValueError("the query has no embedding; use a retriever, or embed the query first")
+            raise ValueError("the query has no embedding: use a retriever, or embed it first")
         row = np.asarray([embedding], dtype=np.float32)
         if row.shape != (1, self._dim):
             raise DimensionMismatchError(
@@ -471,169 +455,6 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             mmr_threshold=threshold,
         )
         return [by_id[node_id] for node_id in ids]
-
-
-def read_passport(
-    *,
-    uri: str | os.PathLike[str] = DEFAULT_URI,
-    token: str = "",
-    db_name: str = "",
-    collection_name: str = DEFAULT_COLLECTION,
-) -> tuple[Passport | None, int]:
-    """Read a collection's passport and count its rows, without a model.
-
-    Raises:
-        StoreError: If the database cannot be opened or has no such collection.
-    """
-    address = os.fspath(uri)
-    if lite.is_lite(address) and not os.path.exists(lite.expand(address)):
-        raise StoreError(f"{address} does not exist; `clip-ext index FOLDER --uri {address}` makes it")
-    client, path, lock = _connect(address, token, db_name)
-    try:
-        with lock:
-            if not client.has_collection(collection_name):
-                raise StoreError(
-                    f"no collection {collection_name!r} in {address}; there are: "
-                    f"{', '.join(sorted(client.list_collections())) or 'none'}"
-                )
-            client.load_collection(collection_name)
-            description = client.describe_collection(collection_name)
-            rows = client.query(collection_name, filter="", output_fields=["count(*)"])
-            return Passport.from_properties(description["properties"]), int(rows[0]["count(*)"])
-    finally:
-        _disconnect(client, path)
-
-
-def _connect(
-    address: str, token: str, db_name: str
-) -> tuple[MilvusClient, str | None, AbstractContextManager[Any]]:
-    if lite.is_lite(address):
-        path = lite.lite_path(address)
-        client, lock = lite.connect(path)
-        return client, path, lock
-    try:
-        return MilvusClient(address, token=token, db_name=db_name), None, nullcontext()
-    except MilvusException as err:
-        raise StoreError(
-            f"cannot reach Milvus at {urlparse(address).netloc.rpartition('@')[2]}: {err.message}; "
-            "is the server up, and are the address, token and db_name right?"
-        ) from err
-
-
-def _disconnect(client: MilvusClient, path: str | None) -> None:
-    client.close()
-    if path:
-        lite.disconnect(path)
-
-
-def _index_config(address: str, index_type: str, similarity_metric: str) -> dict[str, Any]:
-    metric = similarity_metric.upper()
-    if metric not in ("AUTO", "COSINE", "IP"):
-        raise ValueError(
-            f"similarity_metric is {similarity_metric!r}, expected 'COSINE', 'IP' or 'auto': scores "
-            "are cosines of unit vectors"
-        )
-    index = index_type.upper()
-    if lite.is_lite(address):
-        if index not in ("AUTO", "FLAT"):
-            raise ValueError(
-                f"index_type is {index_type!r}, expected 'FLAT' or 'auto': on Milvus Lite every "
-                "other index loses hits of filtered searches after it is reopened"
-            )
-        # On unit vectors the same ranking as COSINE, which Milvus Lite computes 3.5 times slower.
-        return {"index_type": "FLAT", "metric_type": "IP" if metric == "AUTO" else metric}
-    if index == "AUTO":
-        host = urlparse(address).hostname or ""
-        index = "AUTOINDEX" if host.endswith((".zillizcloud.com", ".zilliz.com.cn")) else "HNSW"
-    if index not in ("HNSW", "AUTOINDEX", "FLAT"):
-        raise ValueError(
-            f"index_type is {index_type!r}, expected 'HNSW', 'AUTOINDEX', 'FLAT' or 'auto': "
-            "quantised indexes lose text-to-image hits"
-        )
-    config = dict(_HNSW) if index == "HNSW" else {"index_type": index}
-    return {**config, "metric_type": "COSINE" if metric == "AUTO" else metric}
-
-
-def _create(
-    client: MilvusClient,
-    collection_name: str,
-    passport: Passport,
-    index: dict[str, Any],
-    consistency_level: str,
-) -> None:
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=True)
-    add_fields(schema, passport.space.dim)
-    params = {key: index[key] for key in index if key not in ("index_type", "metric_type")}
-    index_params = client.prepare_index_params()
-    index_params.add_index(
-        field_name="embedding",
-        index_name="embedding",
-        index_type=index["index_type"],
-        metric_type=index["metric_type"],
-        params=params,
-    )
-    client.create_collection(
-        collection_name,
-        schema=schema,
-        index_params=index_params,
-        consistency_level=consistency_level,
-        properties=passport.to_properties(),
-    )
-
-
-def _check_collection(
-    client: MilvusClient, description: Mapping[str, Any], space: EmbeddingSpace
-) -> Passport | None:
-    """Refuse a collection whose vectors are not this model's; complete one that was cut short."""
-    name = description["collection_name"]
-    passport = Passport.from_properties(description.get("properties") or {})
-    if passport:
-        passport.check(space, name)
-        metric = client.describe_index(name, "embedding")["metric_type"]
-        if metric != passport.metric:
-            raise StoreError(
-                f"collection {name!r}: its index compares by {metric}, its passport says "
-                f"{passport.metric}; drop the index, or index again with overwrite=True"
-            )
-        existing = client.list_partitions(name)
-        for partition in _PARTITIONS.values():
-            if partition not in existing:
-                client.create_partition(name, partition)
-        return passport
-    vectors = [field for field in description["fields"] if field["name"] == "embedding"]
-    dim = int(vectors[0]["params"]["dim"]) if vectors else 0
-    if dim != space.dim:
-        raise DimensionMismatchError(
-            f"collection {name!r} holds {dim}-dim vectors in its field 'embedding', model "
-            f"{space.model!r} makes {space.dim}; use another collection_name, or overwrite=True",
-            expected=dim,
-            actual=space.dim,
-        )
-    logger.warning(
-        "collection %r was not made by this package and does not say which model wrote it; only its "
-        "dimension fits %r",
-        name,
-        space.model,
-    )
-    return None
-
-
-def _batches(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Split rows so that no insert exceeds what Milvus takes at once."""
-    batch: list[dict[str, Any]] = []
-    size = 0
-    for row in rows:
-        # Eight bytes for a float32 and its share of the framing; text as it is sent.
-        row_size = 8 * len(row["embedding"]) + sum(
-            len(value.encode()) if isinstance(value, str) else 64 for value in row.values()
-        )
-        if batch and (size + row_size > _MAX_BATCH_BYTES or len(batch) == _MAX_BATCH_ROWS):
-            yield batch
-            batch, size = [], 0
-        batch.append(row)
-        size += row_size
-    if batch:
-        yield batch
 
 
 def _chunks(ids: list[str], size: int) -> Iterator[list[str]]:

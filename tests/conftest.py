@@ -37,8 +37,8 @@ def _no_network():
         return connect_ex(self, address)
 
     def guarded_resolve(host, *args, **kwargs):
-        if host and not str(host, "ascii") if isinstance(host, bytes) else host:
-            check((host,))
+        if host:
+            check((host.decode() if isinstance(host, bytes) else host,))
         return resolve(host, *args, **kwargs)
 
     patch = pytest.MonkeyPatch()

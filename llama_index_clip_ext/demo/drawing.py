@@ -56,7 +56,7 @@ BACKGROUND_RGB: dict[str, tuple[RGB, RGB]] = {
     "grey": ((152, 152, 156), (152, 152, 156)),
     "cream": ((246, 233, 206), (246, 233, 206)),
     "pink": ((250, 212, 226), (250, 212, 226)),
-    "striped": ((250, 250, 250), (214, 216, 222)),
+    "striped": ((250, 250, 250), (226, 228, 233)),
     "gradient": ((244, 247, 252), (160, 182, 212)),
 }
 
@@ -167,13 +167,13 @@ def draw_shape(scene: Scene, rng: random.Random) -> Drawing:
 def _draw_digit(strokes: NDArray[np.float64], scene: Scene, rng: random.Random) -> Image.Image:
     picture = _background(scene.background or "", rng)
     width, height = picture.size
-    side = min(width, height) * rng.uniform(0.6, 0.95)
+    side = min(width, height) * rng.uniform(0.72, 0.95)
     # Two empty cells all round, so that turning a digit never cuts it.
     cells = Image.fromarray(np.pad(strokes * (255 / 16), 2).astype(np.uint8))
     scale = cells.width / (side * 1.5)
-    angle, shear = math.radians(rng.uniform(-12, 12)), rng.uniform(-0.12, 0.12)
+    angle, shear = math.radians(rng.uniform(-8, 8)), rng.uniform(-0.08, 0.08)
     cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
-    slack = min(width, height) * 0.06
+    slack = min(width, height) * 0.05
     left = width / 2 + rng.uniform(-slack, slack)
     top = height / 2 + rng.uniform(-slack, slack)
     middle = cells.width / 2
@@ -187,7 +187,7 @@ def _draw_digit(strokes: NDArray[np.float64], scene: Scene, rng: random.Random) 
         resample=Image.Resampling.BICUBIC,
     )
     # A soft threshold turns the blurred grey cells into the edge of a pen stroke.
-    threshold = rng.uniform(105, 145)
+    threshold = rng.uniform(110, 135)
     table = [round(min(max((grey - threshold) * 3 + 128, 0), 255)) for grey in range(256)]
     mask = grown.point(table)
     picture.paste(_jitter(COLOUR_RGB[scene.colour or ""], rng), mask=mask)

@@ -16,8 +16,6 @@ EDIT_WORDS = (*COLOURS, *SHAPES)
 
 _COLOURS, _SHAPES, _BACKGROUNDS = list(COLOURS), [*SHAPES, DIGIT], list(BACKGROUNDS)
 _UNSAID = -1
-_CLASS = [0, 1, 3]
-"""The columns of colour, shape and digit: the background is left out."""
 
 
 def encode_scenes(scenes: Sequence[Scene]) -> Tensor:
@@ -57,12 +55,12 @@ def caption_loss(
 
 
 def same_class_loss(images: Tensor, shown: Tensor, scale: Tensor) -> Tensor:
-    """Pull together pictures of the same colour, shape and digit on any background.
+    """Pull together pictures of one colour and shape, or of one digit, whatever else they show.
 
     Source:
         Khosla et al. 2020, Supervised Contrastive Learning. arXiv:2004.11362
     """
-    same = (shown[:, None, _CLASS] == shown[None, :, _CLASS]).all(dim=-1)
+    same = _same_class(shown, shown)
     itself = torch.eye(len(images), dtype=torch.bool)
     logits = (scale * images @ images.T).masked_fill(itself, -1e4)
     return _cross_entropy(logits, same & ~itself)
@@ -87,8 +85,15 @@ def edit_loss(
     old = wanted[torch.arange(len(shapes)), column]
     wanted[torch.arange(len(shapes)), column] = new
     queries = images[shapes] + words[new + 8 * column] - words[old + 8 * column]
-    right = (wanted[:, None, _CLASS] == shown[None, :, _CLASS]).all(dim=-1)
+    right = _same_class(wanted, shown)
     return _cross_entropy(scale * F.normalize(queries, dim=-1) @ images.T, right)
+
+
+def _same_class(left: Tensor, right: Tensor) -> Tensor:
+    colour = left[:, None, 0] == right[None, :, 0]
+    shape_and_digit = (left[:, None, [1, 3]] == right[None, :, [1, 3]]).all(dim=-1)
+    is_digit = left[:, None, 3] != _UNSAID  # The ink is not part of a digit's class.
+    return shape_and_digit & (colour | is_digit)
 
 
 def _cross_entropy(logits: Tensor, right: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import random
 import time
@@ -36,12 +37,14 @@ from llama_index_clip_ext.demo.losses import (
 from llama_index_clip_ext.demo.training_set import TrainingSet, augment, draw_training_set
 
 Family: TypeAlias = Literal["clip", "chinese-clip"]
+logger = logging.getLogger(__name__)
+
 LANGUAGES: dict[Family, tuple[Language, ...]] = {"clip": ("en",), "chinese-clip": ("zh", "en")}
 
-STEPS = 1800
-BATCH_SIZE = 192
+STEPS = 3000
+BATCH_SIZE = 128
 LEARNING_RATE = 1.5e-3
-WARMUP_STEPS = 100
+WARMUP_STEPS = 150
 
 
 def train(family: Family, path: Path, *, seed: int) -> list[str]:
@@ -97,7 +100,7 @@ def _fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warm_up_then_cosine)
     shown = encode_scenes(data.scenes)
     model.train()
-    for batch in _batches(len(data.scenes), rng):
+    for step, batch in enumerate(_batches(len(data.scenes), rng)):
         captions = [random_caption(data.scenes[i], lang, rng) for i in batch for lang in languages]
         words = _edit_words(rng.choice(languages))
         texts = _embed_texts(model, tokenizer, [*(text for text, _ in captions), *words])
@@ -105,7 +108,7 @@ def _fit(
         said = encode_scenes([scene for _, scene in captions])
         scale = model.logit_scale.exp()
         loss = caption_loss(images, texts[: len(captions)], shown[batch], said, scale)
-        loss = loss + 0.3 * same_class_loss(images, shown[batch], scale)
+        loss = loss + 0.5 * same_class_loss(images, shown[batch], scale)
         loss = loss + 0.5 * edit_loss(images, texts[len(captions) :], shown[batch], scale, rng)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -114,6 +117,8 @@ def _fit(
         schedule.step()
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))  # As CLIP's own training does.
+        if step % 100 == 0:
+            logger.info("step %d of %d: loss %.3f", step, STEPS, loss.item())
     model.eval()
 
 
@@ -174,7 +179,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=list(LANGUAGES))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(2)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    # One thread: two would wait for each other whenever the machine has anything else to do.
+    torch.set_num_threads(1)
     for family in [options.only] if options.only else LANGUAGES:
         start = time.perf_counter()
         report = train(family, options.output / family, seed=options.seed)

@@ -66,9 +66,9 @@ def augment(pixels: Tensor) -> Tensor:
     """
     count = len(pixels)
     pictures = pixels.float() / 255
-    angle = (torch.rand(count) - 0.5) * 0.25
-    sizes = 1 + (torch.rand(count, 2) - 0.5) * 0.25
-    moves = (torch.rand(count, 2) - 0.5) * 0.25
+    angle = (torch.rand(count) - 0.5) * 0.2
+    sizes = 1 + (torch.rand(count, 2) - 0.5) * 0.2
+    moves = (torch.rand(count, 2) - 0.5) * 0.2
     cos, sin = angle.cos(), angle.sin()
     rows = [
         torch.stack([cos * sizes[:, 0], -sin, moves[:, 0]], dim=1),

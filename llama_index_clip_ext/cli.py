@@ -1,0 +1,299 @@
+"""The command line: parse, call one function, print."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import ClipExtError
+
+# Everything heavier is imported by the command that needs it: --help answers at once.
+if TYPE_CHECKING:
+    from llama_index.core.schema import NodeWithScore
+
+    from .dual_encoder import DualEncoderEmbedding
+    from .ingest import IngestReport
+
+app = typer.Typer(
+    name="clip-ext",
+    help="Search pictures by words and by pictures, with CLIP, Chinese-CLIP and Milvus.\n\n"
+    "Try it without downloading anything: clip-ext demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Uri = Annotated[
+    str, typer.Option(help="A .db file for embedded Milvus Lite, or a server's http(s) address.")
+]
+Token = Annotated[
+    str, typer.Option(envvar="MILVUS_TOKEN", help="user:password or API key of a server.")
+]
+Collection = Annotated[str, typer.Option(help="Name of the Milvus collection.")]
+Device = Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, mps.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines, for programs.")]
+
+
+def main() -> None:
+    """Run the command line; an error that we foresaw is one line, and exit code 1."""
+    logging.getLogger("milvus_lite").setLevel(logging.CRITICAL)
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+    try:
+        app()
+    except Exception as err:
+        foreseen = isinstance(err, (ClipExtError, FileNotFoundError))
+        if not foreseen and not type(err).__module__.startswith("pymilvus."):
+            raise
+        print(f"clip-ext: {' '.join(str(err).split())}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.command()
+def index(
+    folder: Annotated[str, typer.Argument(help="Folder, glob pattern, or one image.")],
+    model: Annotated[str, typer.Option(help="Alias, hub id or directory; see `models`.")] = (
+        "clip-ViT-B-32"
+    ),
+    uri: Uri = "./clip_ext.db",
+    token: Token = "",
+    collection: Collection = "clip_ext",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
+    recursive: Annotated[bool, typer.Option(help="Look into the folder's folders.")] = True,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Drop the collection first, with all it holds.")
+    ] = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Embed the images of a folder and store them; run again, only what changed is embedded.
+
+    Example: clip-ext index ./photos --model clip-ViT-B-32 --uri ./photos.db
+    """
+    from .ingest import IngestReport, iter_ingest
+    from .nodes import list_images
+    from .store import create_vector_store
+
+    paths = list(list_images(folder, recursive=recursive))
+    if not paths:
+        raise FileNotFoundError(f"no images in {folder!r}")
+    embed_model = _load_model(model, device)
+    report = IngestReport()
+    with (
+        create_vector_store(
+            embed_model, uri=uri, token=token, collection_name=collection, overwrite=overwrite
+        ) as vector_store,
+        _progress() as progress,
+    ):
+        task = progress.add_task("Indexing", total=len(paths))
+        for report in iter_ingest(
+            paths,
+            embed_model=embed_model,
+            vector_store=vector_store,
+            batch_size=batch_size,
+            on_error="skip",
+            captions="sidecar",
+        ):
+            progress.update(task, completed=report.total)
+    _print_report(report, as_json)
+    if len(report.failed) == report.total:
+        raise typer.Exit(1)
+
+
+@app.command()
+def search(
+    text: Annotated[str | None, typer.Argument(help="What the pictures should show.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="Find what is like this picture, instead of a text.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", "--top-k", min=1, help="Hits, at most.")] = 5,
+    model: Annotated[
+        str | None, typer.Option(help="Model of the collection, if not where it was.")
+    ] = None,
+    uri: Uri = "./clip_ext.db",
+    token: Token = "",
+    collection: Collection = "clip_ext",
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Find pictures by a text or by a picture.
+
+    Example: clip-ext search "a cat on a sofa" -k 3 --uri ./photos.db
+    """
+    from .collection import read_passport
+    from .retriever import create_retriever
+    from .store import create_vector_store
+
+    if (text is None) == (image is None):
+        raise typer.BadParameter("give a TEXT or --image FILE, one of them")
+    if model is None:
+        passport, _ = read_passport(uri=uri, token=token, collection_name=collection)
+        if passport is None:
+            raise typer.BadParameter("the collection does not say which model made it; --model?")
+        model = passport.space.model
+    embed_model = _load_model(model, device)
+    with create_vector_store(
+        embed_model, uri=uri, token=token, collection_name=collection
+    ) as vector_store:
+        retriever = create_retriever(embed_model, vector_store, similarity_top_k=k)
+        hits = retriever.retrieve_image(image) if image else retriever.retrieve(text or "")
+    _print_hits(hits, as_json)
+
+
+@app.command()
+def info(
+    uri: Uri = "./clip_ext.db",
+    token: Token = "",
+    collection: Collection = "clip_ext",
+    as_json: AsJson = False,
+) -> None:
+    """Say which model made a collection, how it is compared, and how many rows it holds.
+
+    Example: clip-ext info --uri ./photos.db
+    """
+    from .collection import read_passport
+
+    passport, count = read_passport(uri=uri, token=token, collection_name=collection)
+    facts: dict[str, Any] = {"uri": uri, "collection": collection, "rows": count}
+    if passport:
+        facts |= {**asdict(passport.space), "metric": passport.metric, "package": passport.package}
+    else:
+        facts["model"] = "unknown: not made by this package"
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False))
+    else:
+        _print_table(["", ""], [[key, str(value)] for key, value in facts.items()])
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the models with a name of their own; any hub id or directory works, too.
+
+    Example: clip-ext models --json
+    """
+    from .models import DEMO_MODELS, list_models
+
+    specs = list_models()
+    if as_json:
+        for spec in specs:
+            print(json.dumps(asdict(spec), ensure_ascii=False))
+        return
+    rows = [
+        [spec.name, spec.checkpoint, str(spec.dim), str(spec.context_length), spec.advice]
+        for spec in specs
+    ]
+    rows += [
+        [name, "ships with the package", "", "", "drawn shapes and digits only"]
+        for name in DEMO_MODELS
+    ]
+    _print_table(["model", "checkpoint", "dim", "context", "advice"], rows)
+
+
+@app.command()
+def download(
+    model: Annotated[str, typer.Argument(help="Alias or hub id.")],
+    local_dir: Annotated[
+        Path | None, typer.Option(help="A plain folder for the files, to copy elsewhere.")
+    ] = None,
+    endpoint: Annotated[str | None, typer.Option(help="Address of a mirror of the hub.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+) -> None:
+    """Download a model, for use offline; prints the folder.
+
+    Example: clip-ext download Chinese-CLIP-ViT-L --local-dir ./chinese-clip
+    """
+    from .checkpoint import download_model
+
+    print(download_model(model, local_dir, endpoint=endpoint, revision=revision))
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the pictures and the result.")] = (
+        Path("demo-output")
+    ),
+) -> None:
+    """Draw pictures, index them, search in English, in Chinese and by picture; no download.
+
+    Example: clip-ext demo --output ./demo-output
+    """
+    from .demo.run import run_demo
+
+    _quiet_transformers()
+    result = run_demo(output)
+    print(result.note)
+    for search_result in result.searches:
+        print(f"\n{search_result.title}")
+        _print_hits(search_result.hits, as_json=False)
+    print(f"\n{result.correct} of {len(result.searches)} searches found the right picture first.")
+    print(f"Contact sheet: {result.contact_sheet}")
+    if result.correct < len(result.searches):
+        raise typer.Exit(1)
+
+
+def _load_model(name: str, device: str) -> DualEncoderEmbedding:
+    from .embedding import load_embedding
+
+    _quiet_transformers()
+    return load_embedding(name, device=device)
+
+
+def _quiet_transformers() -> None:
+    """Drop transformers' own bar over a load of a second or two, which would cross ours."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
+def _progress() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    # On the error stream, so that what is printed can be piped.
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _print_report(report: IngestReport, as_json: bool) -> None:
+    if not as_json:
+        print(report)
+        return
+    for failure in report.failed:
+        print(json.dumps({"status": "failed", **asdict(failure)}, ensure_ascii=False))
+    counts = {name: getattr(report, name) for name in ("added", "unchanged", "replaced")}
+    counts |= {"failed": len(report.failed), "seconds": round(report.seconds, 3)}
+    counts["images_per_second"] = round(report.images_per_second, 2)
+    print(json.dumps({"status": "done", **counts}))
+
+
+def _print_hits(hits: list[NodeWithScore], as_json: bool) -> None:
+    rows = []
+    for rank, hit in enumerate(hits, 1):
+        metadata = hit.node.metadata
+        path = metadata.get("file_path") or hit.node.node_id
+        caption = hit.node.get_content()
+        if as_json:
+            facts = {"rank": rank, "score": hit.score, "id": hit.node.node_id, "path": path}
+            print(json.dumps({**facts, "caption": caption}, ensure_ascii=False))
+        rows.append([str(rank), f"{hit.score:.3f}", path, caption])
+    if not as_json:
+        _print_table(["", "score", "image", "caption"], rows)
+
+
+def _print_table(header: list[str], rows: list[list[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*header, box=box.SIMPLE, show_header=any(header))
+    for row in rows:
+        # As text: a file may be called [red].
+        table.add_row(*(Text(cell, overflow="fold") for cell in row))
+    Console().print(table)

@@ -1,0 +1,419 @@
+"""What the embeddings of both families have in common: the encoder in LlamaIndex's words."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from llama_index.core.base.embeddings.base import Embedding
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
+from llama_index.core.embeddings import MultiModalEmbedding
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+from llama_index.core.instrumentation.events.embedding import (
+    EmbeddingEndEvent,
+    EmbeddingStartEvent,
+)
+from llama_index.core.schema import BaseNode, ImageNode, MetadataMode
+from llama_index.core.utils import get_tqdm_iterable
+
+from .checkpoint import Checkpoint, find_checkpoint
+from .encoder import Dtype, Encoder, OnLongText
+from .errors import ImageLoadError, ModelLoadError
+from .images import (
+    ImageFailure,
+    ImageSource,
+    OnError,
+    describe_source,
+    has_image,
+    image_digest,
+    iter_images,
+)
+from .models import EmbeddingSpace, Family, resolve_model
+from .vectors import Rows
+
+logger = logging.getLogger(__name__)
+dispatcher = get_dispatcher(__name__)
+
+T = TypeVar("T")
+
+# In the cache beside LlamaIndex's own collection "embeddings", whose keys are the texts themselves.
+_CACHE_COLLECTION = "image_embeddings"
+
+# Guards the making of encoders: an embedding cannot hold a lock, because locks do not pickle.
+_ENCODER_LOCK = threading.RLock()
+
+
+@dataclass(frozen=True)
+class ImageEmbeddings:
+    """The images of one call that could be embedded, and those that could not.
+
+    Attributes:
+        embeddings: Unit-length rows. Shape ``(len(kept), dim)``.
+        kept: For each row, the position of its image in the call; ascending.
+        failures: The other images, each with its position and the reason.
+    """
+
+    embeddings: Rows
+    kept: list[int]
+    failures: list[ImageFailure]
+
+
+class DualEncoderEmbedding(MultiModalEmbedding):
+    """What `CLIPEmbedding` and `ChineseCLIPEmbedding` have in common.
+
+    Args:
+        model_name: Alias, hub id, or local directory.
+        device: ``"auto"`` (CUDA if there is one, else the CPU) or a torch device's name.
+        dtype: Arithmetic of the forward pass; ``"auto"`` is float16 on CUDA, float32 elsewhere.
+            Embeddings are normalised in float32 either way.
+        embed_batch_size: Texts or images per forward pass.
+        on_long_text: Cut a text that exceeds the model's context, or refuse it.
+        on_error: For nodes whose image does not load: raise, or leave them out with a warning.
+        background: Colour under transparent pixels, as Pillow names colours.
+        allow_urls: Reserved: fetching image URLs is not there yet, so they are refused.
+        cache_folder: Where the hub's files are cached.
+        revision: Branch, tag or commit on the hub.
+        local_files_only: Open no socket to find the model.
+        endpoint: Address of a mirror of the hub.
+        callback_manager: LlamaIndex's.
+        num_workers: LlamaIndex's.
+        embeddings_cache: LlamaIndex's key-value store. Images are kept in it, too, by content and
+            weights; texts are kept by LlamaIndex, by text alone: use one cache per model.
+        rate_limiter: LlamaIndex's.
+
+    Raises:
+        UnknownModelError: If the name is no model's.
+        ModelLoadError: If the model is known to be of the other family.
+    """
+
+    family: ClassVar[Family]
+    default_model: ClassVar[str]
+
+    device: str
+    dtype: str
+    on_long_text: str
+    on_error: str
+    background: str
+    allow_urls: bool
+    cache_folder: str | None
+    revision: str | None
+    local_files_only: bool
+    endpoint: str | None
+
+    _encoder: Encoder | None = PrivateAttr(default=None)
+
+    def __init__(
+        self,
+        model_name: str | Path | None = None,
+        *,
+        device: str = "auto",
+        dtype: Dtype = "auto",
+        embed_batch_size: int = 32,
+        on_long_text: OnLongText = "truncate",
+        on_error: OnError = "raise",
+        background: str = "white",
+        allow_urls: bool = False,
+        cache_folder: str | Path | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        endpoint: str | None = None,
+        callback_manager: CallbackManager | None = None,
+        num_workers: int | None = None,
+        embeddings_cache: Any | None = None,
+        rate_limiter: Any | None = None,
+    ) -> None:
+        _check_choice("dtype", dtype, ("auto", "float32", "float16", "bfloat16"))
+        _check_choice("on_long_text", on_long_text, ("truncate", "error"))
+        _check_choice("on_error", on_error, ("raise", "skip"))
+        name = str(model_name or self.default_model)
+        family = resolve_model(name).family
+        if family not in (None, self.family):
+            raise ModelLoadError(_wrong_class(name, str(family), type(self).__name__))
+        super().__init__(  # type: ignore[call-arg]
+            model_name=name,
+            embed_batch_size=embed_batch_size,
+            callback_manager=callback_manager or CallbackManager([]),
+            num_workers=num_workers,
+            embeddings_cache=embeddings_cache,
+            rate_limiter=rate_limiter,
+            device=device,
+            dtype=dtype,
+            on_long_text=on_long_text,
+            on_error=on_error,
+            background=background,
+            allow_urls=allow_urls,
+            cache_folder=str(cache_folder) if cache_folder else None,
+            revision=revision,
+            local_files_only=local_files_only,
+            endpoint=endpoint,
+        )
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder; its files are looked up on first use, its weights read on first encoding."""
+        with _ENCODER_LOCK:
+            if self._encoder is None:
+                self._encoder = Encoder(
+                    self._find_checkpoint(),
+                    device=self.device,
+                    dtype=self.dtype,  # type: ignore[arg-type]
+                    on_long_text=self.on_long_text,  # type: ignore[arg-type]
+                )
+            return self._encoder
+
+    @property
+    def dim(self) -> int:
+        """Components of an embedding."""
+        return resolve_model(self.model_name).dim or self.encoder.checkpoint.dim
+
+    @property
+    def space(self) -> EmbeddingSpace:
+        """What this model's embeddings can be compared with. Hashes the weights on first use."""
+        return self.encoder.checkpoint.space
+
+    def embed_images(
+        self,
+        sources: Sequence[ImageSource],
+        *,
+        on_error: OnError = "raise",
+        show_progress: bool = False,
+    ) -> ImageEmbeddings:
+        """Embed images of any kind, keeping track of which ones they are.
+
+        Args:
+            sources: Paths, bytes, streams, PIL images, arrays, data URIs, base64, or nodes.
+            on_error: Stop at an image that fails, or go on and report it.
+            show_progress: Show a progress bar.
+
+        Returns:
+            The embeddings in the order of the sources, and the failures.
+
+        Raises:
+            ImageLoadError: If an image fails and ``on_error`` is ``"raise"``; carries its index.
+        """
+        _check_choice("on_error", on_error, ("raise", "skip"))
+        failures: list[ImageFailure] | None = [] if on_error == "skip" else None
+        kept: list[int] = []
+        parts: list[Rows] = [np.empty((0, self.dim), dtype=np.float32)]
+        starts = range(0, len(sources), self.embed_batch_size)
+        for start in get_tqdm_iterable(starts, show_progress, "Generating image embeddings"):
+            batch = list(enumerate(sources[start : start + self.embed_batch_size], start))
+            with self._image_events([source for _, source in batch]) as embeddings:
+                indices, rows = self._embed_batch(batch, failures)
+                embeddings.extend(rows.tolist())
+            kept.extend(indices)
+            parts.append(rows)
+        return ImageEmbeddings(np.concatenate(parts), kept, failures or [])
+
+    async def aembed_images(
+        self,
+        sources: Sequence[ImageSource],
+        *,
+        on_error: OnError = "raise",
+        show_progress: bool = False,
+    ) -> ImageEmbeddings:
+        """Do what `embed_images` does, off the event loop."""
+        return await self._run(
+            lambda: self.embed_images(sources, on_error=on_error, show_progress=show_progress)
+        )
+
+    def get_image_embedding(self, img_file_path: ImageSource) -> Embedding:
+        """Embed one image of any kind. Shape ``(dim,)``, unit length."""
+        return self.get_image_embedding_batch([img_file_path])[0]
+
+    async def aget_image_embedding(self, img_file_path: ImageSource) -> Embedding:
+        """Do what `get_image_embedding` does, off the event loop."""
+        return (await self.aget_image_embedding_batch([img_file_path]))[0]
+
+    def get_image_embedding_batch(
+        self, img_file_paths: Sequence[ImageSource], show_progress: bool = False
+    ) -> list[Embedding]:
+        """Embed images of any kind, in order; raises at the first that does not load."""
+        embeddings = self.embed_images(img_file_paths, show_progress=show_progress).embeddings
+        return list(embeddings.tolist())
+
+    async def aget_image_embedding_batch(
+        self, img_file_paths: Sequence[ImageSource], show_progress: bool = False
+    ) -> list[Embedding]:
+        """Do what `get_image_embedding_batch` does, off the event loop."""
+        return await self._run(
+            lambda: self.get_image_embedding_batch(img_file_paths, show_progress)
+        )
+
+    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Embed nodes in place: images by the image tower, all others by the text tower.
+
+        Args:
+            nodes: Nodes of any kind, mixed.
+            **kwargs: LlamaIndex's, such as ``show_progress``.
+
+        Returns:
+            The nodes in order; if ``on_error`` is ``"skip"``, without those that did not load.
+
+        Raises:
+            ImageLoadError: If an image does not load and ``on_error`` is ``"raise"``.
+        """
+        images = [index for index, node in enumerate(nodes) if _is_image(node)]
+        texts = sorted(set(range(len(nodes))) - set(images))
+        contents = [nodes[index].get_content(MetadataMode.EMBED) for index in texts]
+        for index, row in zip(
+            texts, self.get_text_embedding_batch(contents, **kwargs), strict=True
+        ):
+            nodes[index].embedding = row
+        result = self.embed_images(
+            [nodes[index] for index in images],
+            on_error=self.on_error,  # type: ignore[arg-type]
+            show_progress=bool(kwargs.get("show_progress")),
+        )
+        for position, row in zip(result.kept, result.embeddings.tolist(), strict=True):
+            nodes[images[position]].embedding = row
+        for failure in result.failures:
+            logger.warning("left out node %s: %s", nodes[images[failure.index]].node_id, failure)
+        lost = {images[failure.index] for failure in result.failures}
+        return [node for index, node in enumerate(nodes) if index not in lost]
+
+    async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Do what calling the model does, off the event loop."""
+        return await self._run(lambda: self(nodes, **kwargs))
+
+    def _find_checkpoint(self) -> Checkpoint:
+        checkpoint = find_checkpoint(
+            self.model_name,
+            cache_folder=self.cache_folder,
+            revision=self.revision,
+            local_files_only=self.local_files_only,
+            endpoint=self.endpoint,
+        )
+        if checkpoint.family != self.family:
+            own = type(self).__name__
+            raise ModelLoadError(_wrong_class(self.model_name, checkpoint.family, own))
+        return checkpoint
+
+    @contextmanager
+    def _image_events(self, sources: list[ImageSource]) -> Iterator[list[Embedding]]:
+        """Tell LlamaIndex's observers of one batch; the caller fills in the embeddings."""
+        embeddings: list[Embedding] = []
+        payload = self.to_payload()
+        dispatcher.event(EmbeddingStartEvent(model_dict=payload))
+        with self.callback_manager.event(
+            CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: payload}
+        ) as event:
+            yield embeddings
+            event.on_end(
+                payload={EventPayload.CHUNKS: sources, EventPayload.EMBEDDINGS: embeddings}
+            )
+        names = [describe_source(source) for source in sources]
+        dispatcher.event(EmbeddingEndEvent(chunks=names, embeddings=embeddings))
+
+    def _embed_batch(
+        self, batch: list[tuple[int, ImageSource]], failures: list[ImageFailure] | None
+    ) -> tuple[list[int], Rows]:
+        """Embed one batch, from the cache where there is one. Returns positions and rows."""
+        if self.embeddings_cache is None:
+            return self._encode_batch(batch, failures)
+        keys = {index: self._cache_key(source) for index, source in batch}
+        cached: dict[str, list[float]] = {}
+        for key in filter(None, set(keys.values())):
+            if entry := self.embeddings_cache.get(key=key, collection=_CACHE_COLLECTION):
+                cached[key] = entry["embedding"]
+        # One of each picture that is new, and what could not be read, so that it is reported.
+        first = {key: index for index, key in reversed(keys.items()) if key and key not in cached}
+        missing = {*first.values(), *(index for index, key in keys.items() if not key)}
+        indices, rows = self._encode_batch(
+            [(index, source) for index, source in batch if index in missing], failures
+        )
+        fresh = dict(zip(indices, rows.tolist(), strict=True))
+        for key, index in first.items():
+            if index in fresh:
+                cached[key] = fresh[index]
+                entry = {"embedding": fresh[index]}
+                self.embeddings_cache.put(key=key, val=entry, collection=_CACHE_COLLECTION)
+        kept = [index for index, key in keys.items() if key in cached]
+        found = np.array([cached[str(keys[index])] for index in kept], dtype=np.float32)
+        return kept, found.reshape(-1, self.dim)
+
+    def _encode_batch(
+        self, batch: list[tuple[int, ImageSource]], failures: list[ImageFailure] | None
+    ) -> tuple[list[int], Rows]:
+        kept: list[int] = []
+
+        def pictures() -> Iterator[Any]:
+            for index, image in iter_images(
+                batch, failures=failures, background=self.background, allow_urls=self.allow_urls
+            ):
+                kept.append(index)
+                yield image
+
+        rows = self.encoder.encode_images(pictures(), batch_size=self.embed_batch_size)
+        return kept, rows
+
+    def _cache_key(self, source: ImageSource) -> str | None:
+        try:
+            digest = image_digest(source)
+        except ImageLoadError:
+            return None  # Encoding it raises or reports the same failure.
+        return f"{self.space.weights}:{self.space.preprocessing}:{self.background}:{digest}"
+
+    async def _run(self, function: Callable[[], T]) -> T:
+        """Run on the model's own thread, in the caller's context, so that its traces are kept."""
+        loop = asyncio.get_running_loop()
+        # The first time, finding the files may take a download: not on the loop either.
+        encoder = await loop.run_in_executor(None, lambda: self.encoder)
+        context = contextvars.copy_context()
+        return await loop.run_in_executor(encoder.executor, context.run, function)
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        rows = self.encoder.encode_texts(texts, batch_size=self.embed_batch_size)
+        return list(rows.tolist())
+
+    def _get_text_embedding(self, text: str) -> Embedding:
+        return self._get_text_embeddings([text])[0]
+
+    def _get_query_embedding(self, query: str) -> Embedding:
+        return self._get_text_embedding(query)
+
+    def _get_image_embeddings(self, img_file_paths: list[ImageSource]) -> list[Embedding]:
+        return list(self._embed_batch(list(enumerate(img_file_paths)), None)[1].tolist())
+
+    def _get_image_embedding(self, img_file_path: ImageSource) -> Embedding:
+        return self._get_image_embeddings([img_file_path])[0]
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return await self._run(lambda: self._get_text_embeddings(texts))
+
+    async def _aget_text_embedding(self, text: str) -> Embedding:
+        return await self._run(lambda: self._get_text_embedding(text))
+
+    async def _aget_query_embedding(self, query: str) -> Embedding:
+        return await self._run(lambda: self._get_query_embedding(query))
+
+    async def _aget_image_embeddings(self, img_file_paths: list[ImageSource]) -> list[Embedding]:
+        return await self._run(lambda: self._get_image_embeddings(img_file_paths))
+
+    async def _aget_image_embedding(self, img_file_path: ImageSource) -> Embedding:
+        return await self._run(lambda: self._get_image_embedding(img_file_path))
+
+
+def _is_image(node: BaseNode) -> bool:
+    return isinstance(node, ImageNode) or has_image(node)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
+
+
+def _wrong_class(name: str, family: str, used: str) -> str:
+    fitting = "CLIPEmbedding" if family == "clip" else "ChineseCLIPEmbedding"
+    return (
+        f"{name!r} is a {family} checkpoint, {used} cannot load it; use {fitting} or load_embedding"
+    )

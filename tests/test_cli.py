@@ -1,0 +1,140 @@
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from llama_index_clip_ext import __version__, list_models
+
+
+def run(*arguments, check=True, **options):
+    command = [sys.executable, "-m", "llama_index_clip_ext", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, **options)
+    if check:
+        assert result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.fixture
+def indexed(clip_dir, pictures, tmp_path):
+    uri = tmp_path / "photos.db"
+    run("index", pictures, "--model", clip_dir, "--uri", uri)
+    return uri
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["index"], ["search"], ["info"], ["models"], ["download"], ["demo"]]
+)
+def test_help_has_an_example(command):
+    assert "clip-ext " + " ".join(command) in run(*command, "--help").stdout
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['clip-ext', '--help']\n"
+        "from llama_index_clip_ext.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'llama_index', 'pymilvus', 'numpy'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.rstrip().endswith("[]")
+
+
+def test_models(tmp_path):
+    shown = run("models").stdout
+    for spec in list_models():
+        assert spec.name in shown
+    lines = [json.loads(line) for line in run("models", "--json").stdout.splitlines()]
+    assert [line["name"] for line in lines] == [spec.name for spec in list_models()]
+    assert lines[0]["dim"] == 512
+
+
+def test_index_search_info(indexed, pictures, clip_dir):
+    again = run("index", pictures, "--model", clip_dir, "--uri", indexed)
+    assert "0 added, 5 unchanged, 0 replaced, 0 failed" in again.stdout
+
+    lines = run(
+        "search", "--image", pictures / "red.png", "--uri", indexed, "-k", 2, "--json"
+    ).stdout
+    hits = [json.loads(line) for line in lines.splitlines()]
+    assert [hit["rank"] for hit in hits] == [1, 2]
+    assert hits[0]["path"].endswith("red.png")
+    assert hits[0]["score"] == pytest.approx(1, abs=1e-3)
+
+    table = run("search", "a red thing", "--uri", indexed).stdout
+    assert table.count(".png") == 5
+
+    facts = json.loads(run("info", "--uri", indexed, "--json").stdout)
+    assert (facts["rows"], facts["dim"], facts["model"]) == (5, 16, str(clip_dir))
+    assert facts["package"] == __version__
+    assert "IP" in run("info", "--uri", indexed).stdout
+
+
+def test_index_json_reports_failures(clip_dir, pictures, tmp_path):
+    (pictures / "empty [red].jpg").write_bytes(b"")
+    out = run("index", pictures, "--model", clip_dir, "--uri", tmp_path / "a.db", "--json").stdout
+    failed, done = (json.loads(line) for line in out.splitlines())
+    assert failed["status"] == "failed"
+    assert failed["source"].endswith("empty [red].jpg")
+    assert (done["status"], done["added"], done["failed"]) == ("done", 5, 1)
+
+
+def test_index_of_nothing_but_bad_files_fails(clip_dir, tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.jpg").write_text("<html>")
+    result = run("index", tmp_path / "bad", "--model", clip_dir, "--uri", "a.db", check=False)
+    assert result.returncode == 1
+    assert "not a picture" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "x", "--uri", "none.db"], "none.db does not exist"),
+        (["info", "--uri", "photos"], "ends in .db"),
+        (["index", "nowhere"], "no folder, file or pattern matches 'nowhere'"),
+        (["index", "."], "no images in '.'"),
+        (["download", "clip-vit-b32"], "Did you mean 'clip-ViT-B-32'?"),
+        (["download", "clip-ViT-B-32"], "is not in the cache"),
+    ],
+)
+def test_errors_are_one_line_and_exit_1(arguments, message, tmp_path):
+    result = run(*arguments, check=False, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("clip-ext: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_bad_query_image(indexed, tmp_path):
+    result = run("search", "--image", "gone.jpg", "--uri", indexed, check=False)
+    assert (result.returncode, "gone.jpg" in result.stderr) == (1, True)
+
+
+def test_usage_errors_exit_2(indexed):
+    assert run("search", "--uri", indexed, check=False).returncode == 2
+    assert run("index", check=False).returncode == 2
+
+
+def test_names_are_printed_as_they_are(clip_dir, tmp_path):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    Image.new("RGB", (9, 9)).save(folder / "[bold]图片.png")
+    run("index", folder, "--model", clip_dir, "--uri", "a.db", cwd=tmp_path)
+    shown = run("search", "x", "--uri", "a.db", cwd=tmp_path).stdout
+    assert "[bold]图片.png" in shown.replace("\n", "").replace(" ", "")
+
+
+def test_help_is_quick():
+    """Not a benchmark: a slow import shows as seconds, and the bound is an issue's promise."""
+    run("--help")  # Byte code is written once.
+    durations = []
+    for _ in range(5):
+        started = time.perf_counter()
+        run("--help")
+        durations.append(time.perf_counter() - started)
+    assert min(durations) < 0.5

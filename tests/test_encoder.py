@@ -1,0 +1,309 @@
+import logging
+import pickle
+import shutil
+import threading
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from llama_index_clip_ext.checkpoint import find_checkpoint
+from llama_index_clip_ext.encoder import Encoder
+from llama_index_clip_ext.errors import EmbeddingError, ModelLoadError, TextTooLongError
+
+CONTEXT = {"clip": 77, "chinese-clip": 52}
+
+
+@pytest.fixture(scope="module", params=["clip", "chinese-clip"])
+def encoder(request, clip_dir, chinese_clip_dir):
+    return Encoder(find_checkpoint(clip_dir if request.param == "clip" else chinese_clip_dir))
+
+
+@pytest.fixture
+def colours():
+    return [Image.new("RGB", (50, 40), name) for name in ("red", "green", "blue", "white", "black")]
+
+
+def test_rows_are_unit_float32_in_order_whatever_the_batch_size(encoder, colours):
+    one_by_one = np.concatenate([encoder.encode_images([i], batch_size=1) for i in colours])
+    assert one_by_one.dtype == np.float32
+    assert one_by_one.shape == (5, 16)
+    np.testing.assert_allclose(np.linalg.norm(one_by_one, axis=1), 1, atol=1e-5)
+    for batch_size in (2, 5, 64):
+        rows = encoder.encode_images(iter(colours), batch_size=batch_size)
+        np.testing.assert_allclose(rows, one_by_one, atol=1e-5)
+
+
+def test_texts_of_mixed_length_are_embedded_as_one_by_one(encoder):
+    texts = ["a", "", "a red circle on a white background " * 3, "红色的圆形", "🙂"]
+    rows = encoder.encode_texts(texts, batch_size=64)
+    alone = np.concatenate([encoder.encode_texts([text], batch_size=1) for text in texts])
+    np.testing.assert_allclose(rows, alone, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+
+
+def test_nothing_in_nothing_out(encoder):
+    assert encoder.encode_texts([], batch_size=4).shape == (0, 16)
+    assert encoder.encode_images([], batch_size=4).shape == (0, 16)
+
+
+def test_batch_size_must_be_positive(encoder):
+    with pytest.raises(ValueError, match="batch_size is 0, expected at least 1"):
+        encoder.encode_texts(["a"], batch_size=0)
+
+
+def test_a_text_must_be_a_str(encoder):
+    with pytest.raises(TypeError, match="text 1 is a PosixPath, expected str"):
+        encoder.encode_texts(["a", __import__("pathlib").Path("a.jpg")], batch_size=4)
+
+
+def test_long_text_is_its_own_prefix_with_the_end_mark(encoder, caplog):
+    context = encoder.checkpoint.context_length
+    assert context == CONTEXT[encoder.checkpoint.family]
+    # One token each in both vocabularies: the context holds all but its two special tokens.
+    words = ["cat"] * 1000
+    encoder.n_truncated = 0
+    with caplog.at_level(logging.WARNING):
+        long = encoder.encode_texts([" ".join(words), "cat", " ".join(words)], batch_size=4)
+    prefix = encoder.encode_texts([" ".join(words[: context - 2])], batch_size=4)
+    np.testing.assert_allclose(long[[0]], prefix, atol=1e-5)
+    np.testing.assert_allclose(long[[2]], prefix, atol=1e-5)
+    assert encoder.n_truncated == 2
+    assert len(caplog.records) == 1
+    message = caplog.records[0].getMessage()
+    assert f"text 0 has 1002 tokens and was cut to the {context}" in message
+
+
+def test_long_text_can_be_refused_and_says_which(clip_dir):
+    encoder = Encoder(find_checkpoint(clip_dir), on_long_text="error")
+    encoder.encode_texts(["cat " * 75], batch_size=4)
+    with pytest.raises(TextTooLongError, match="text 2 has 78 tokens, .* reads 77") as caught:
+        encoder.encode_texts(["a", "b", "cat " * 76], batch_size=2)
+    assert (caught.value.index, caught.value.tokens, caught.value.context_length) == (2, 78, 77)
+
+
+def test_the_checkpoints_own_processor_decides(clip_dir, tmp_path):
+    """Chinese-CLIP squashes, CLIP crops: shown by giving one checkpoint the other's way."""
+    squash = shutil.copytree(clip_dir, tmp_path / "squash")
+    settings = (squash / "preprocessor_config.json").read_text()
+    settings = settings.replace('"do_center_crop": true', '"do_center_crop": false')
+    settings = settings.replace('"size": 224', '"size": {"height": 224, "width": 224}')
+    (squash / "preprocessor_config.json").write_text(settings)
+    # A 4:1 picture whose middle is red and whose ends are blue.
+    picture = Image.new("RGB", (400, 100), "blue")
+    picture.paste((255, 0, 0), (150, 0, 250, 100))
+    red = Image.new("RGB", (100, 100), "red")
+    rows = {}
+    for name, directory in (("crop", clip_dir), ("squash", squash)):
+        rows[name] = Encoder(find_checkpoint(directory)).encode_images([picture, red], batch_size=2)
+    # Cropped to the middle, all but a rim of a pixel is red; squashed, three quarters are blue.
+    assert rows["crop"][0] @ rows["crop"][1] > 0.99
+    assert rows["squash"][0] @ rows["squash"][1] < rows["crop"][0] @ rows["crop"][1] - 0.01
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (3, 3), (1, 20_000)])
+def test_thin_pictures_work(encoder, size):
+    rows = encoder.encode_images([Image.new("RGB", size, "red")], batch_size=1)
+    np.testing.assert_allclose(np.linalg.norm(rows), 1, atol=1e-5)
+
+
+def test_sixteen_threads_one_load(clip_dir, monkeypatch):
+    from transformers import CLIPModel
+
+    loads = []
+    load = CLIPModel.from_pretrained.__func__
+
+    def counting(cls, *args, **kwargs):
+        loads.append(threading.get_ident())
+        return load(cls, *args, **kwargs)
+
+    monkeypatch.setattr(CLIPModel, "from_pretrained", classmethod(counting))
+    encoder = Encoder(find_checkpoint(clip_dir))
+    barrier = threading.Barrier(16)
+    rows = [None] * 16
+
+    def use(number):
+        barrier.wait()
+        rows[number] = encoder.encode_texts(["a red circle"], batch_size=1)
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loads) == 1
+    for row in rows:
+        np.testing.assert_array_equal(row, rows[0])
+
+
+def test_making_an_encoder_loads_nothing(clip_dir, tmp_path):
+    copy = shutil.copytree(clip_dir, tmp_path / "copy")
+    encoder = Encoder(find_checkpoint(copy))
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError):
+        encoder.encode_texts(["a"], batch_size=1)
+
+
+def test_a_missing_weight_is_an_error(clip_dir, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    copy = shutil.copytree(clip_dir, tmp_path / "copy")
+    weights = load_file(copy / "model.safetensors")
+    del weights["text_projection.weight"]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelLoadError, match=r"1 weights are missing.*text_projection\.weight"):
+        Encoder(find_checkpoint(copy)).encode_texts(["a"], batch_size=1)
+
+
+def test_a_weight_of_another_shape_is_an_error(clip_dir, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    copy = shutil.copytree(clip_dir, tmp_path / "copy")
+    weights = load_file(copy / "model.safetensors")
+    weights["text_projection.weight"] = torch.zeros(8, 32)
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelLoadError, match="text_projection"):
+        Encoder(find_checkpoint(copy)).encode_texts(["a"], batch_size=1)
+
+
+def test_pickled_weights_load_where_there_are_no_safetensors(clip_dir, tmp_path):
+    from safetensors.torch import load_file
+
+    copy = shutil.copytree(clip_dir, tmp_path / "copy")
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    expected = Encoder(find_checkpoint(clip_dir)).encode_texts(["a"], batch_size=1)
+    rows = Encoder(find_checkpoint(copy)).encode_texts(["a"], batch_size=1)
+    np.testing.assert_array_equal(rows, expected)
+
+
+def test_a_pickle_that_runs_code_is_not_read(clip_dir, tmp_path):
+    copy = shutil.copytree(clip_dir, tmp_path / "copy")
+    (copy / "model.safetensors").unlink()
+    witness = tmp_path / "witness"
+
+    class Attack:
+        def __reduce__(self):
+            return (open, (str(witness), "w"))
+
+    torch.save({"x": Attack()}, copy / "pytorch_model.bin")
+    with pytest.raises(Exception, match=r"(?i)weights|pickle|cannot load"):
+        Encoder(find_checkpoint(copy)).encode_texts(["a"], batch_size=1)
+    assert not witness.exists()
+
+
+def test_half_precision_stays_close_and_comes_back_as_unit_float32(encoder, colours):
+    exact = encoder.encode_images(colours, batch_size=5)
+    for dtype in ("bfloat16", "float16"):
+        half = Encoder(encoder.checkpoint, dtype=dtype)
+        rows = half.encode_images(colours, batch_size=5)
+        assert rows.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+        assert (rows * exact).sum(axis=1).min() > 0.999
+
+
+def test_a_device_that_computes_nonsense_is_refused(clip_dir, monkeypatch):
+    """The start-up check of a device that is neither CPU nor CUDA, with a device of our making."""
+    encoder = Encoder(find_checkpoint(clip_dir), device="mps")
+
+    class BadModel:
+        def to(self, *args):
+            return self
+
+    answers = iter([np.eye(2, 16, dtype=np.float32), np.eye(2, 16, 4, dtype=np.float32)])
+    monkeypatch.setattr(encoder, "_probe", lambda model: next(answers))
+    with pytest.raises(ModelLoadError, match=r"device 'mps' computes wrong .* cosine 0\.0000"):
+        encoder._to_device(BadModel())
+
+
+def test_the_probe_agrees_with_itself(clip_dir):
+    encoder = Encoder(find_checkpoint(clip_dir))
+    encoder._load()
+    probe = encoder._probe(encoder._model)
+    assert probe.shape == (2, 16)
+    np.testing.assert_allclose(probe, encoder._probe(encoder._model), atol=1e-6)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a CUDA that must be missing")
+def test_a_device_that_is_not_there_is_named(clip_dir):
+    with pytest.raises(ModelLoadError, match="cannot use device 'cuda'"):
+        Encoder(find_checkpoint(clip_dir), device="cuda").encode_texts(["a"], batch_size=1)
+
+
+def test_auto_is_cuda_then_cpu(clip_dir, monkeypatch):
+    moved = []
+
+    class Model:
+        def to(self, *args):
+            moved.append(args)
+            return self
+
+    for available in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda value=available: value)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+        Encoder(find_checkpoint(clip_dir))._to_device(Model())
+    assert moved == [("cuda", torch.float16), ("cpu", torch.float32)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_cuda_agrees_with_the_cpu(encoder, colours):
+    cpu = Encoder(encoder.checkpoint, device="cpu")
+    cuda = Encoder(encoder.checkpoint, device="cuda")
+    for method, items in (("encode_images", colours), ("encode_texts", ["a red circle", "红色"])):
+        expected = getattr(cpu, method)(items, batch_size=5)
+        rows = getattr(cuda, method)(items, batch_size=5)
+        assert (rows * expected).sum(axis=1).min() > 0.999
+
+
+def test_features_are_taken_from_a_tensor_and_from_an_output_object(encoder):
+    """transformers 4 returns the one, 5 the other; anything else is an error that names it."""
+    from types import SimpleNamespace
+
+    features = torch.full((1, 16), 2.0)
+    parameter = torch.zeros(1)
+    for outputs in (features, SimpleNamespace(pooler_output=features)):
+        model = SimpleNamespace(
+            parameters=lambda: iter([parameter]), get_text_features=lambda outputs=outputs: outputs
+        )
+        np.testing.assert_array_equal(
+            encoder._features(model, "get_text_features", {}), features.numpy()
+        )
+    hidden = SimpleNamespace(
+        parameters=lambda: iter([parameter]), get_text_features=lambda: torch.zeros(1, 7, 32)
+    )
+    with pytest.raises(TypeError, match="gave Tensor, expected features of 16 components"):
+        encoder._features(hidden, "get_text_features", {})
+
+
+def test_chinese_text_works_where_transformers_forgets_to_pool(chinese_clip_dir, monkeypatch):
+    """As in transformers 4.57: huggingface/transformers#42351."""
+    from transformers import ChineseCLIPModel
+
+    checkpoint = find_checkpoint(chinese_clip_dir)
+    expected = Encoder(checkpoint).encode_texts(["红色的圆形"], batch_size=1)
+
+    def broken(self, **inputs):
+        raise TypeError("linear(): argument 'input' must be Tensor, not NoneType")
+
+    monkeypatch.setattr(ChineseCLIPModel, "get_text_features", broken)
+    rows = Encoder(checkpoint).encode_texts(["红色的圆形"], batch_size=1)
+    np.testing.assert_allclose(rows, expected, atol=1e-6)
+
+
+def test_a_model_without_direction_is_an_error(encoder, monkeypatch):
+    monkeypatch.setattr(
+        encoder, "_features", lambda *args: np.full((1, 16), np.nan, dtype=np.float32)
+    )
+    with pytest.raises(EmbeddingError, match=r"row 0 of 1 has length nan.*dtype='float32'"):
+        encoder.encode_texts(["a"], batch_size=1)
+
+
+def test_a_pickle_carries_no_weights_and_a_copy_shares_them(encoder):
+    expected = encoder.encode_texts(["a"], batch_size=1)
+    pickled = pickle.dumps(encoder)
+    assert len(pickled) < 10_000
+    np.testing.assert_array_equal(pickle.loads(pickled).encode_texts(["a"], batch_size=1), expected)
+    assert deepcopy(encoder)._model is encoder._model

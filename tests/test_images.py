@@ -1,0 +1,797 @@
+"""Any source of the same picture gives the same pixels; what is no picture says which and why."""
+
+from __future__ import annotations
+
+import base64
+import io
+import pickle
+import struct
+import threading
+import warnings
+import zlib
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llama_index.core.schema import ImageDocument, ImageNode, MediaResource, Node, TextNode
+from PIL import Image, ImageOps
+
+from llama_index_clip_ext.errors import ClipExtError, ImageLoadError, ImageNotFoundError
+from llama_index_clip_ext.images import (
+    ImageFailure,
+    describe_source,
+    has_image,
+    image_digest,
+    iter_images,
+    load_image,
+    load_images,
+    read_source,
+)
+
+# Three wide, two high, every pixel another colour: a turned or mirrored picture is another one.
+PIXELS = np.array(
+    [
+        [[255, 0, 0], [0, 255, 0], [0, 0, 255]],
+        [[255, 255, 0], [10, 20, 30], [200, 100, 50]],
+    ],
+    dtype=np.uint8,
+)
+GREYS = np.array([[0, 51, 102], [153, 204, 255]], dtype=np.uint8)
+RED_50 = (
+    255,
+    0,
+    0,
+    128,
+)  # over white: 255 * 127 / 255 = 127 in green and blue; over black: 128 red
+
+
+def png(image: Image.Image | np.ndarray, **options) -> bytes:
+    return encoded(image, "PNG", **options)
+
+
+def encoded(image: Image.Image | np.ndarray, fmt: str, **options) -> bytes:
+    stream = io.BytesIO()
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture.save(stream, fmt, **options)
+    return stream.getvalue()
+
+
+def pixels(source, **options) -> list:
+    image = load_image(source, **options)
+    assert image.mode == "RGB"
+    return np.asarray(image).tolist()
+
+
+def grey(rows) -> list:
+    return [[[int(value)] * 3 for value in row] for row in rows]
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    path = tmp_path / "picture.png"
+    path.write_bytes(png(PIXELS))
+    return path
+
+
+# Sources.
+
+ENCODED = png(PIXELS)
+TEXT = base64.b64encode(ENCODED).decode()
+BROKEN_LINES = base64.encodebytes(ENCODED).decode()
+
+SOURCES = {
+    "str path": str,
+    "relative path": lambda file: file.name,
+    "Path": lambda file: file,
+    "bytes": lambda file: ENCODED,
+    "bytearray": lambda file: bytearray(ENCODED),
+    "memoryview": lambda file: memoryview(ENCODED),
+    "BytesIO": lambda file: io.BytesIO(ENCODED),
+    "PIL": lambda file: Image.open(io.BytesIO(ENCODED)),
+    "PIL in memory": lambda file: Image.fromarray(PIXELS),
+    "HxWx3 uint8": lambda file: PIXELS,
+    "HxWx3 uint16": lambda file: PIXELS.astype(np.uint16) * 257,
+    "HxWx3 big-endian uint16": lambda file: (PIXELS.astype(np.uint16) * 257).astype(">u2"),
+    "HxWx3 float32": lambda file: PIXELS.astype(np.float32) / 255,
+    "HxWx3 float64": lambda file: PIXELS / 255,
+    "HxWx3 int64": lambda file: PIXELS.astype(np.int64),
+    "HxWx3 float 0..255": lambda file: PIXELS.astype(np.float32),
+    "HxWx3 not contiguous": lambda file: PIXELS[:, ::-1][:, ::-1],
+    "HxWx4 opaque": lambda file: np.dstack([PIXELS, np.full((2, 3), 255, np.uint8)]),
+    "data URI": lambda file: f"data:image/png;base64,{TEXT}",
+    "data URI without a type": lambda file: f"data:;base64,{TEXT}",
+    "data URI with a parameter": lambda file: f"data:image/png;name=a.png;base64,{TEXT}",
+    "data URI with line breaks": lambda file: f"data:image/png;base64,{BROKEN_LINES}",
+    "data URI in capitals": lambda file: f"DATA:IMAGE/PNG;BASE64,{TEXT}",
+    "base64": lambda file: TEXT,
+    "base64 with line breaks": lambda file: BROKEN_LINES,
+    "ImageNode image": lambda file: ImageNode(image=TEXT),
+    "ImageNode data URI": lambda file: ImageNode(image=f"data:image/png;base64,{TEXT}"),
+    "ImageNode image_path": lambda file: ImageNode(image_path=str(file)),
+    "ImageDocument image": lambda file: ImageDocument(image=TEXT),
+    "ImageDocument image_path": lambda file: ImageDocument(image_path=str(file)),
+    "Node path": lambda file: Node(image_resource=MediaResource(path=file)),
+    "Node data": lambda file: Node(image_resource=MediaResource(data=ENCODED)),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_same_picture_from_every_kind_of_source_gives_the_same_pixels(kind, file):
+    assert pixels(SOURCES[kind](file)) == PIXELS.tolist()
+
+
+def test_open_file_is_read_and_stays_open(file):
+    with file.open("rb") as stream:
+        assert pixels(stream) == PIXELS.tolist()
+        assert pixels(stream) == PIXELS.tolist()
+
+
+@pytest.mark.parametrize("position", [0, 7, len(ENCODED)])
+def test_stream_is_read_from_its_start_and_left_where_it_was(position):
+    stream = io.BytesIO(ENCODED)
+    stream.seek(position)
+    assert pixels(stream) == PIXELS.tolist()
+    assert stream.tell() == position
+    assert pixels(stream) == PIXELS.tolist()
+
+
+def test_stream_that_cannot_seek_is_read():
+    class Pipe(io.RawIOBase):
+        def readable(self):
+            return True
+
+        def readall(self):
+            return ENCODED
+
+    assert pixels(Pipe()) == PIXELS.tolist()
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_tilde_is_the_home_folder(kind, file, monkeypatch):
+    monkeypatch.setenv("HOME", str(file.parent))
+    monkeypatch.setenv("USERPROFILE", str(file.parent))
+    assert pixels(kind("~/picture.png")) == PIXELS.tolist()
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (GREYS, GREYS),
+        (GREYS[:, :, None], GREYS),
+        (GREYS.astype(np.uint16) * 257, GREYS),
+        (GREYS / 255, GREYS),
+        ((GREYS / 255)[:, :, None], GREYS),
+        (GREYS.astype(np.int64), GREYS),
+        (np.array([[True, False]]), [[255, 0]]),
+        (np.array([[0, 1], [2, 255]], np.int64), [[0, 1], [2, 255]]),
+        # All values are small, but their type says that white is 255: nearly black.
+        (np.array([[0, 1]], np.int64), [[0, 1]]),
+        (np.array([[0, 1]], np.uint16), [[0, 0]]),
+    ],
+)
+def test_grey_arrays(array, expected):
+    assert pixels(array) == grey(expected)
+
+
+def test_array_with_transparency_is_laid_on_white():
+    assert pixels(np.array([[RED_50, (0, 0, 0, 0)]], np.uint8)) == [
+        [[255, 127, 127], [255, 255, 255]]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.zeros((2, 2, 2), np.uint8), "(height, width)"),
+        (np.zeros((2, 2, 5), np.uint8), "(height, width)"),
+        (np.zeros(4, np.uint8), "(height, width)"),
+        (np.zeros((1, 2, 2, 3), np.uint8), "(height, width)"),
+        (np.zeros((0, 2), np.uint8), "without pixels"),
+        (np.array([[0.5, np.nan]]), "NaN"),
+        (np.array([[0.5, np.inf]]), "infinity"),
+        (np.array([["a"]]), "holds no pixels"),
+        (np.array([[None]]), "holds no pixels"),
+        (np.array([[1j]]), "holds no pixels"),
+    ],
+)
+def test_array_that_is_no_picture_says_why(array, reason):
+    with pytest.raises(ImageLoadError, match=r"array .*: ") as caught:
+        load_image(array)
+    assert reason in caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "fmt"),
+    [
+        ("no_extension", "PNG"),
+        ("photo.jfif", "JPEG"),
+        ("photo.tif", "PNG"),
+        ("photo.jpg", "WEBP"),
+        ("photo.txt", "BMP"),
+        ("图片 一.png", "GIF"),
+    ],
+)
+def test_content_decides_and_not_the_name(name, fmt, tmp_path):
+    content = encoded(Image.new("RGB", (16, 8), "white"), fmt)
+    (tmp_path / name).write_bytes(content)
+    assert pixels(tmp_path / name) == [[[255, 255, 255]] * 16] * 8
+    assert pixels(content) == [[[255, 255, 255]] * 16] * 8
+
+
+# Orientation.
+
+# The operation that turns what a camera stored, under each value of the tag, upright (EXIF 2.3).
+UPRIGHT_BY = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_UNDO = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+
+
+def camera_file(orientation: int, fmt: str = "PNG") -> bytes:
+    """Encode the picture as a camera held another way would store it."""
+    stored = Image.fromarray(PIXELS)
+    operation = _UNDO.get(orientation, UPRIGHT_BY[orientation])
+    if operation is not None:
+        stored = stored.transpose(operation)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(stored, fmt, exif=exif, **({"lossless": True} if fmt == "WEBP" else {}))
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT_BY)
+@pytest.mark.parametrize("fmt", ["PNG", "WEBP", "TIFF"])
+def test_turned_photo_is_upright(orientation, fmt):
+    assert pixels(camera_file(orientation, fmt)) == PIXELS.tolist()
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT_BY)
+def test_turned_pil_image_is_upright(orientation):
+    image = Image.open(io.BytesIO(camera_file(orientation)))
+    assert pixels(image) == PIXELS.tolist()
+    # The caller's own image was not turned.
+    assert image.size == ((2, 3) if orientation >= 5 else (3, 2))
+
+
+def test_turned_jpeg_keeps_the_sky_above():
+    upright = Image.new("RGB", (32, 16), "green")
+    upright.paste("blue", (0, 0, 32, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = encoded(upright.transpose(_UNDO[6]), "JPEG", exif=exif)
+    image = load_image(photo)
+    assert image.size == (32, 16)
+    assert image.getpixel((16, 2))[2] > 200
+    assert image.getpixel((16, 14))[2] < 50
+
+
+def test_loaded_picture_does_not_turn_a_second_time():
+    image = load_image(camera_file(6))
+    assert np.asarray(ImageOps.exif_transpose(image)).tolist() == PIXELS.tolist()
+
+
+# Transparency.
+
+
+def transparent_palette() -> Image.Image:
+    """Return a palette picture of a red pixel and one that is transparent (and green below)."""
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    image.putpixel((1, 0), 1)
+    return image
+
+
+def rgb_with_transparent_green() -> bytes:
+    image = Image.new("RGB", (2, 1), (255, 0, 0))
+    image.putpixel((1, 0), (0, 255, 0))
+    return png(image, transparency=(0, 255, 0))
+
+
+def rgba(*colours) -> Image.Image:
+    return Image.fromarray(np.array([colours], np.uint8), "RGBA")
+
+
+WHITE, BLACK, RED = [255, 255, 255], [0, 0, 0], [255, 0, 0]
+TRANSPARENT = {
+    "RGBA": (rgba((255, 0, 0, 255), (0, 255, 0, 0)), RED),
+    "RGBA png": (png(rgba((255, 0, 0, 255), (0, 255, 0, 0))), RED),
+    "LA": (Image.fromarray(np.array([[[7, 255], [9, 0]]], np.uint8), "LA"), [7, 7, 7]),
+    "P gif": (encoded(transparent_palette(), "GIF", transparency=1), RED),
+    "P png": (png(transparent_palette(), transparency=1), RED),
+    "P png, alpha a colour": (png(transparent_palette(), transparency=b"\xff\x00"), RED),
+    "RGB tRNS": (rgb_with_transparent_green(), RED),
+    "L tRNS": (png(np.array([[7, 9]], np.uint8), transparency=9), [7, 7, 7]),
+    "webp": (encoded(rgba((255, 0, 0, 255), (0, 255, 0, 0)), "WEBP", lossless=True), RED),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSPARENT)
+def test_transparent_pixels_show_the_background_and_not_their_hidden_colour(kind):
+    source, opaque = TRANSPARENT[kind]
+    assert pixels(source) == [[opaque, WHITE]]
+    assert pixels(source, background="black") == [[opaque, BLACK]]
+    assert pixels(source, background="#00f") == [[opaque, [0, 0, 255]]]
+
+
+def test_half_transparent_pixels_are_mixed():
+    assert pixels(rgba(RED_50)) == [[[255, 127, 127]]]
+    assert pixels(rgba(RED_50), background="black") == [[[128, 0, 0]]]
+
+
+def test_transparent_logo_equals_the_logo_on_white():
+    logo = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
+    logo.paste((0, 0, 255, 255), (5, 5, 15, 15))
+    drawn = Image.new("RGB", (20, 20), "white")
+    drawn.paste((0, 0, 255), (5, 5, 15, 15))
+    assert pixels(png(logo)) == np.asarray(drawn).tolist()
+
+
+def test_background_must_be_a_colour():
+    """The caller's slip, and not the picture's fault: it must not be reported as a bad image."""
+    with pytest.raises(ValueError, match="nonsense") as caught:
+        load_images([rgba(RED_50)], background="nonsense", on_error="skip")
+    assert not isinstance(caught.value, ImageLoadError)
+
+
+# Modes.
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (Image.new("1", (1, 1), 1), WHITE),
+        (png(Image.new("1", (1, 1), 1)), WHITE),
+        (Image.new("L", (1, 1), 77), [77, 77, 77]),
+        (png(Image.new("P", (1, 1), 0)), BLACK),
+        (Image.new("CMYK", (1, 1), (0, 255, 255, 0)), RED),
+        (encoded(Image.new("CMYK", (1, 1), (0, 255, 255, 0)), "TIFF"), RED),
+        (Image.new("I;16", (1, 1), 65535), WHITE),
+        (Image.new("I", (1, 1), 65535), WHITE),
+        (Image.new("I", (1, 1), 255), WHITE),
+        (Image.new("F", (1, 1), 1.0), WHITE),
+        (Image.new("YCbCr", (1, 1), (255, 128, 128)), WHITE),
+        (Image.new("HSV", (1, 1), (0, 255, 255)), RED),
+    ],
+    ids=lambda value: value.mode if isinstance(value, Image.Image) else None,
+)
+def test_modes(source, expected):
+    assert pixels(source) == [[expected]]
+
+
+def test_cmyk_jpeg_is_not_inverted():
+    red = load_image(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"))
+    assert np.abs(np.asarray(red).astype(int) - RED).max() <= 3
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "TIFF"])
+def test_16_bit_gradient_keeps_its_levels(fmt):
+    gradient = np.linspace(0, 65535, 256).astype(np.uint16)[None]
+    loaded = np.asarray(load_image(encoded(gradient, fmt)))[0, :, 0]
+    assert loaded.tolist() == list(range(256))
+
+
+def test_dark_16_bit_picture_stays_dark():
+    assert pixels(png(np.array([[0, 257, 2570]], np.uint16))) == grey([[0, 1, 10]])
+
+
+def test_transparent_grey_of_a_16_bit_picture_shows_the_background():
+    assert pixels(png(np.array([[2570, 0]], np.uint16), transparency=0)) == [[[10] * 3, WHITE]]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0, 0.2, 1.0], [0, 51, 255]),
+        ([0.0, 51.0, 255.0], [0, 51, 255]),
+        ([0.0, 0.2, 0.4], [0, 51, 102]),
+        # No white of their own: the range is stretched.
+        ([-100.0, 0.0, 100.0], [0, 128, 255]),
+        ([1e6, 1.5e6, 2e6], [0, 128, 255]),
+        ([-5.0, -5.0, -5.0], [0, 0, 0]),
+    ],
+)
+def test_float_tiff(values, expected):
+    content = encoded(np.array([values], np.float32), "TIFF")
+    assert Image.open(io.BytesIO(content)).mode == "F"
+    assert pixels(content) == grey([expected])
+
+
+@pytest.mark.parametrize("fmt", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_first_frame_of_an_animation(fmt):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue", "lime")]
+    options = {"lossless": True} if fmt == "WEBP" else {}
+    content = encoded(frames[0], fmt, save_all=True, append_images=frames[1:], **options)
+    assert Image.open(io.BytesIO(content)).n_frames == 3
+    assert pixels(content) == [[RED] * 4] * 4
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+def test_thin_pictures(mode, size):
+    image = load_image(Image.new(mode, size))
+    assert (image.mode, image.size) == ("RGB", size)
+
+
+# What is no picture.
+
+
+@pytest.fixture
+def broken(tmp_path) -> dict[str, Path]:
+    """Files that are no pictures, by what is wrong with them."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    files = {
+        "empty": (tmp_path / "empty.png", b""),
+        "html": (tmp_path / "error.jpg", b"<!DOCTYPE html><html><body>404 Not Found</body></html>"),
+        "truncated png": (tmp_path / "half.png", png(noise)[:4000]),
+        "truncated jpeg": (tmp_path / "half.jpg", encoded(noise, "JPEG")[:1500]),
+        "cut in the header": (tmp_path / "tenth.png", png(noise)[:20]),
+    }
+    for path, content in files.values():
+        path.write_bytes(content)
+    return {what: path for what, (path, _) in files.items()}
+
+
+def test_missing_file_is_the_error_that_callers_guess():
+    with pytest.raises(ImageNotFoundError) as caught:
+        load_image("missing.png")
+    for kind in (FileNotFoundError, ImageLoadError, ClipExtError, ValueError, OSError):
+        assert isinstance(caught.value, kind)
+    assert str(caught.value) == "image (missing.png): no such file"
+    assert (caught.value.source, caught.value.index) == ("missing.png", None)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        Path("missing.png"),
+        ImageNode(image_path="missing.png"),
+        Node(image_resource=MediaResource(path=Path("missing.png"))),
+    ],
+    ids=lambda source: type(source).__name__,
+)
+def test_missing_file_of_any_source_is_not_found(source):
+    with pytest.raises(ImageNotFoundError, match=r"^image \(missing\.png\): no such file$"):
+        load_image(source)
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("empty", "empty (0 bytes)"),
+        ("html", "not a picture"),
+        ("truncated png", "damaged"),
+        ("truncated jpeg", "damaged"),
+        ("cut in the header", ""),
+    ],
+)
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_broken_file_says_which_and_why(what, reason, as_bytes, broken):
+    path = broken[what]
+    source = path.read_bytes() if as_bytes else path
+    with pytest.raises(ImageLoadError) as caught:
+        load_image(source)
+    error = caught.value
+    assert reason in error.reason
+    assert error.source == (f"bytes of {len(source)} bytes" if as_bytes else str(path))
+    assert str(error) == f"image ({error.source}): {error.reason}"
+    assert not isinstance(error, FileNotFoundError)
+
+
+def test_truncated_pil_image_is_an_image_load_error(broken):
+    image = Image.open(io.BytesIO(broken["truncated png"].read_bytes()))
+    with pytest.raises(ImageLoadError, match="damaged"):
+        load_image(image)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("", "empty string"),
+        (".", "irectory"),
+        (b"", "empty"),
+        (io.BytesIO(), "empty"),
+        (io.StringIO("text"), "binary mode"),
+        ("a\0b.png", "null"),
+        ("data:text/plain,hello", "without base64"),
+        ("data:text/plain;charset=utf-8,hello", "without base64"),
+        ("data:image/png;base64,", "empty"),
+        ("data:image/png;base64,a", "invalid base64"),
+        ("data:text/plain;base64,aGVsbG8=", "not a picture"),
+        (Image.new("RGB", (0, 5)), "without pixels"),
+        (None, "NoneType holds no image"),
+        (7, "int holds no image"),
+        ([1, 2], "list holds no image"),
+        (TextNode(text="a text"), "TextNode holds no image"),
+        (ImageNode(text="a caption"), "ImageNode holds no image"),
+        (ImageNode(image="a"), "invalid base64"),
+    ],
+    ids=lambda value: repr(value)[:30] if isinstance(value, (str, bytes)) else type(value).__name__,
+)
+def test_what_is_no_image_says_why(source, reason):
+    with pytest.raises(ImageLoadError) as caught:
+        load_image(source)
+    assert reason in str(caught.value)
+
+
+def test_folder_is_no_image(tmp_path):
+    with pytest.raises(ImageLoadError) as caught:
+        load_image(tmp_path)
+    assert caught.value.source == str(tmp_path)
+    assert not isinstance(caught.value, ImageNotFoundError)
+
+
+@pytest.mark.parametrize("allow_urls", [False, True])
+@pytest.mark.parametrize("kind", ["str", "ImageNode", "Node"])
+def test_url_is_refused_and_nothing_is_fetched(allow_urls, kind):
+    asked = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(ENCODED)
+
+        do_HEAD = do_GET  # noqa: N815
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.png"
+        source = {
+            "str": url,
+            "ImageNode": ImageNode(image_url=url),
+            "Node": Node(image_resource=MediaResource(url=url)),
+        }[kind]
+        with pytest.raises(ImageLoadError, match="URLs are not fetched") as caught:
+            load_image(source, allow_urls=allow_urls)
+        server.shutdown()
+    assert asked == []
+    assert caught.value.source == url
+    assert ("allow_urls=True is not there yet" in caught.value.reason) is allow_urls
+
+
+@pytest.mark.parametrize("url", ["https://a.example/b.png", "file:///etc/passwd", "s3://b/c.png"])
+def test_every_scheme_is_refused(url):
+    with pytest.raises(ImageLoadError, match="URLs are not fetched"):
+        load_image(url)
+
+
+def test_more_pixels_than_allowed():
+    image = Image.new("RGB", (10, 10))
+    assert load_image(png(image), max_pixels=100).size == (10, 10)
+    for source in (png(image), image, np.zeros((10, 10, 3), np.uint8)):
+        with pytest.raises(ImageLoadError, match="10x10 pixels are more than the limit of 99"):
+            load_image(source, max_pixels=99)
+
+
+def test_decompression_bomb_is_refused_by_its_header():
+    """A PNG of 45 bytes that says it is 30,000 pixels wide and high."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"")
+    with pytest.raises(ImageLoadError, match="pixels"):
+        load_image(bomb)
+
+
+# Several at once.
+
+
+def test_good_ones_are_kept_and_bad_ones_reported_in_step(broken):
+    good = png(PIXELS)
+    sources = [
+        good,
+        broken["truncated png"],
+        broken["empty"],
+        broken["html"],
+        "missing.png",
+        Image.fromarray(GREYS),
+    ]
+    images, kept, failures = load_images(sources, on_error="skip")
+    assert kept == [0, 5]
+    assert [np.asarray(image).tolist() for image in images] == [PIXELS.tolist(), grey(GREYS)]
+    assert [(failure.index, failure.source) for failure in failures] == [
+        (1, str(broken["truncated png"])),
+        (2, str(broken["empty"])),
+        (3, str(broken["html"])),
+        (4, "missing.png"),
+    ]
+    assert "damaged" in failures[0].reason
+    assert [failure.reason for failure in failures[1:]] == [
+        "the file is empty (0 bytes)",
+        "not a picture in a format that Pillow reads",
+        "no such file",
+    ]
+    assert str(failures[3]) == "missing.png: no such file"
+    # The next call is not the worse for it.
+    assert load_images([good], on_error="raise")[1:] == ([0], [])
+
+
+def test_raise_stops_at_the_first_bad_one_and_names_it(broken):
+    with pytest.raises(ImageLoadError, match=r"^image 1 \(.*half\.png\): damaged") as caught:
+        load_images([ENCODED, broken["truncated png"], "missing.png"])
+    assert caught.value.index == 1
+    assert caught.value.source == str(broken["truncated png"])
+    with pytest.raises(ImageNotFoundError, match=r"^image 0 \(missing\.png\)"):
+        load_images(["missing.png"])
+
+
+def test_no_images():
+    assert load_images([]) == ([], [], [])
+
+
+def test_on_error_is_one_of_two_words():
+    with pytest.raises(ValueError, match="on_error"):
+        load_images(["missing.png"], on_error="ignore")
+
+
+def test_images_are_loaded_one_by_one():
+    opened = []
+
+    def sources():
+        for index in (3, 8):
+            opened.append(index)
+            yield index, PIXELS
+
+    stream = iter_images(sources())
+    assert opened == []
+    assert next(stream)[0] == 3
+    assert opened == [3]
+    assert next(stream)[0] == 8
+
+
+# Errors and descriptions.
+
+
+@pytest.mark.parametrize("kind", [ImageLoadError, ImageNotFoundError])
+def test_errors_survive_pickling(kind):
+    error = kind("no such file", source="a.png", index=4)
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is kind
+    assert (copy.reason, copy.source, copy.index) == ("no such file", "a.png", 4)
+    assert str(copy) == str(error) == "image 4 (a.png): no such file"
+
+
+def test_failures_survive_pickling():
+    failure = ImageFailure(2, "a.png", "no such file")
+    assert pickle.loads(pickle.dumps(failure)) == failure
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("a/b.png", "a/b.png"),
+        (Path("a/b.png"), "a/b.png"),
+        (b"12345", "bytes of 5 bytes"),
+        (bytearray(6), "bytearray of 6 bytes"),
+        (memoryview(b"1234567"), "memoryview of 7 bytes"),
+        (Image.new("LA", (3, 2)), "PIL image LA 3x2"),
+        (np.zeros((3, 2), np.uint16), "array uint16 (3, 2)"),
+        ("data:image/png;base64,AAAA", "data:image/png;base64,AA... (26 characters)"),
+        (io.BytesIO(b"123"), "BytesIO"),
+        (ImageNode(image_path="a/b.png"), "a/b.png"),
+        (ImageNode(image_url="http://a.example/b.png"), "http://a.example/b.png"),
+        (ImageNode(), "ImageNode"),
+        (None, "NoneType"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else type(value).__name__,
+)
+def test_description(source, expected):
+    assert describe_source(source) == expected
+
+
+LONG = base64.b64encode(bytes(range(256)) * 40).decode()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        LONG,
+        f"data:image/png;base64,{LONG}",
+        # Pillow reads AVIF and JPEG 2000, too: base64 that does not begin as the usual formats do.
+        f"AAAA{LONG}",
+        "iVBORw0KGgo" + LONG,
+        ImageNode(image=LONG),
+        ImageDocument(image=LONG),
+        Node(image_resource=MediaResource(data=LONG.encode())),
+        base64.b64decode(LONG),
+    ],
+    ids=["base64", "data URI", "other base64", "png base64", "ImageNode", "Document", "Node", "b"],
+)
+def test_neither_description_nor_error_shows_content(source):
+    assert len(describe_source(source)) < 80
+    with pytest.raises(ImageLoadError) as caught:
+        load_image(source)
+    assert LONG[40:80] not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+# Digests.
+
+
+def test_digest_is_of_the_file_whichever_way_it_comes(file, tmp_path):
+    digest = image_digest(file)
+    assert len(digest) == 64
+    for source in (str(file), ENCODED, io.BytesIO(ENCODED), TEXT, ImageNode(image_path=str(file))):
+        assert image_digest(source) == digest
+    other = tmp_path / "other.png"
+    other.write_bytes(png(PIXELS[::-1]))
+    assert image_digest(other) != digest
+
+
+def recoloured() -> Image.Image:
+    image = transparent_palette()
+    image.putpalette([0, 0, 255, 0, 255, 0])
+    return image
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Image.fromarray(PIXELS), Image.fromarray(PIXELS[::-1])),
+        (Image.new("L", (2, 3)), Image.new("L", (3, 2))),
+        (Image.open(io.BytesIO(camera_file(1))), Image.open(io.BytesIO(camera_file(3)))),
+        (PIXELS, PIXELS[::-1]),
+        (np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8)),
+        (np.zeros((2, 2), np.uint8), np.zeros((1, 2), np.uint16)),
+        (transparent_palette(), recoloured()),
+    ],
+    ids=["pixels", "size", "orientation", "array", "shape", "dtype", "palette"],
+)
+def test_digest_of_what_has_no_file_tells_pictures_apart(one, other):
+    assert image_digest(one) == image_digest(one.copy())
+    assert image_digest(one) != image_digest(other)
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("missing.png", ImageNotFoundError),
+        (".", ImageLoadError),
+        ("http://a.example/b.png", ImageLoadError),
+        (None, ImageLoadError),
+        (ImageNode(image="a"), ImageLoadError),
+    ],
+)
+def test_digest_of_what_cannot_be_read(source, kind):
+    with pytest.raises(kind) as caught:
+        image_digest(source)
+    assert type(caught.value) is kind
+
+
+def test_digest_of_a_damaged_pil_image(broken):
+    image = Image.open(io.BytesIO(broken["truncated png"].read_bytes()))
+    with pytest.raises(ImageLoadError, match="truncated"):
+        image_digest(image)
+
+
+def test_what_has_an_image(file):
+    assert has_image(ImageNode(image_path="a.png"))
+    assert has_image(ImageNode(image_url="http://a.example/b.png"))
+    assert has_image(ImageNode(image="not base64"))
+    assert has_image(Node(image_resource=MediaResource(path=file)))
+    assert not has_image(ImageNode(text="a caption"))
+    assert not has_image(TextNode(text="a text"))
+    assert not has_image(Node(text_resource=MediaResource(text="a text")))
+
+
+def test_reading_does_not_decode():
+    assert read_source(io.BytesIO(b"no picture")) == b"no picture"
+
+
+def test_loading_warns_of_nothing():
+    """Such as Pillow's warnings over palettes with transparency."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for source, _ in TRANSPARENT.values():
+            load_image(source)

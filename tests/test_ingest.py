@@ -1,0 +1,172 @@
+import asyncio
+import shutil
+
+import numpy as np
+import pytest
+from llama_index.core.schema import ImageNode, TextNode
+from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from PIL import Image
+
+from llama_index_clip_ext import (
+    ImageLoadError,
+    aingest_images,
+    create_retriever,
+    ingest_images,
+    load_image_nodes,
+)
+
+
+def counts(report):
+    return report.added, report.unchanged, report.replaced, len(report.failed)
+
+
+@pytest.fixture
+def ingest(clip, store):
+    def run(source, **options):
+        return ingest_images(source, embed_model=clip, vector_store=store, **options)
+
+    return run
+
+
+def test_twice_adds_nothing_the_second_time(ingest, store, pictures, clip, monkeypatch):
+    first = ingest(pictures)
+    assert counts(first) == (5, 0, 0, 0)
+    assert first.images_per_second > 0
+    assert store.count("image") == store.count() == 5
+    embedded = []
+    monkeypatch.setattr(clip.encoder, "_forward", lambda *args: embedded.append(args))
+    assert counts(ingest(pictures)) == (0, 5, 0, 0)
+    assert embedded == []
+    assert store.count() == 5
+
+
+def test_a_changed_file_replaces_its_row(ingest, store, pictures, clip):
+    ingest(pictures)
+    path = pictures / "red.png"
+    (node,) = load_image_nodes(path)
+    before = store.get_nodes([node.node_id])[0].embedding
+    Image.linear_gradient("L").save(path)
+    assert counts(ingest(pictures)) == (0, 4, 1, 0)
+    assert store.count() == 5
+    after = store.get_nodes([node.node_id])[0]
+    assert not np.allclose(before, after.embedding, atol=1e-3)
+    np.testing.assert_allclose(after.embedding, clip.get_image_embedding(path), atol=1e-5)
+
+
+def test_a_touched_file_is_unchanged_and_a_new_caption_is_not(ingest, store, pictures):
+    ingest(pictures)
+    (pictures / "red.png").touch()
+    assert counts(ingest(pictures)) == (0, 5, 0, 0)
+    (pictures / "red.txt").write_text("an important picture")
+    assert counts(ingest(pictures)) == (0, 4, 1, 0)
+    (node,) = load_image_nodes(pictures / "red.png")
+    assert store.get_nodes([node.node_id])[0].text == "an important picture"
+
+
+def test_bad_files_cost_a_line_each(ingest, store, pictures):
+    (pictures / "broken.png").write_bytes((pictures / "red.png").read_bytes()[:60])
+    (pictures / "empty.jpg").write_bytes(b"")
+    (pictures / "page.jpg").write_text("<html></html>")
+    report = ingest(pictures, batch_size=2)
+    assert counts(report) == (5, 0, 0, 3)
+    assert store.count() == 5
+    reasons = {failure.source.rsplit("/", 1)[-1]: failure.reason for failure in report.failed}
+    assert set(reasons) == {"broken.png", "empty.jpg", "page.jpg"}
+    assert "0 bytes" in reasons["empty.jpg"]
+    assert "not a picture" in reasons["page.jpg"]
+    assert "broken.png" in str(report)
+    order = sorted(path.name for path in pictures.iterdir())
+    for failure in report.failed:
+        assert failure.source.endswith(order[failure.index])
+
+
+def test_raise_stops_and_keeps_what_was_stored(ingest, store, pictures):
+    (pictures / "green_empty.png").write_bytes(b"")
+    with pytest.raises(ImageLoadError, match=r"green_empty\.png") as caught:
+        ingest(pictures, on_error="raise", batch_size=1)
+    assert caught.value.index == 3  # black, blue, green, green_empty, red, white
+    assert store.count() == 3
+    assert counts(ingest(pictures)) == (2, 3, 0, 1)
+
+
+def test_a_stream_is_read_as_it_is_needed(ingest, store, pictures, clip):
+    files = sorted(pictures.iterdir())
+    read = []
+
+    def stream():
+        for path in files * 20:
+            read.append((len(read), store.count()))
+            yield path
+
+    ingest(stream(), batch_size=5)
+    # When the third batch is read, the second is stored.
+    assert read[10] == (10, 5)
+    assert store.count() == 5
+
+
+def test_nodes_of_ones_own(ingest, store, pictures, clip):
+    path = pictures / "red.png"
+    nodes = [
+        ImageNode(id_="own", image_path=str(path), metadata={"album": "summer"}),
+        *load_image_nodes(pictures / "blue.png"),
+    ]
+    assert counts(ingest(nodes)) == (2, 0, 0, 0)
+    assert "content_hash" not in nodes[0].metadata
+    assert nodes[0].embedding is None
+    assert counts(ingest(nodes)) == (0, 2, 0, 0)
+    stored = store.get_nodes(["own"])[0]
+    assert stored.metadata["album"] == "summer"
+    filters = MetadataFilters(filters=[MetadataFilter(key="album", value="summer")])
+    hits = create_retriever(clip, store, filters=filters).retrieve("anything")
+    assert [hit.node.node_id for hit in hits] == ["own"]
+    nodes[0].metadata["album"] = "winter"
+    assert counts(ingest(nodes)) == (0, 1, 1, 0)
+
+
+def test_the_same_id_twice_is_one_row(ingest, store, pictures):
+    files = [pictures / "red.png", pictures / "red.png"]
+    assert counts(ingest(files)) == (1, 1, 0, 0)
+    assert store.count() == 1
+
+
+def test_copies_by_path_are_two_rows_and_by_content_one(ingest, store, pictures):
+    shutil.copy(pictures / "red.png", pictures / "red-again.png")
+    report = ingest(load_image_nodes(pictures, id_by="content"))
+    assert report.added == 5
+    assert store.count() == 5
+    store.clear()
+    assert ingest(pictures).added == 6
+
+
+def test_what_is_no_image_is_refused(ingest):
+    with pytest.raises(TypeError, match="TextNode .*neither a path nor an image node"):
+        ingest([TextNode(text="a")])
+
+
+def test_an_oversize_caption_costs_a_line(ingest, store, pictures):
+    (pictures / "red.txt").write_text("文" * 30_000, encoding="utf-8")
+    report = ingest(pictures)
+    assert counts(report) == (4, 0, 0, 1)
+    assert "red.png" in report.failed[0].source
+    assert "90000 bytes" in report.failed[0].reason
+
+
+def test_options_are_checked(ingest, pictures):
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        ingest(pictures, batch_size=0)
+    with pytest.raises(ValueError, match="on_error is 'ignore'"):
+        ingest(pictures, on_error="ignore")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        ingest("nowhere")
+
+
+def test_progress_is_shown_when_asked_for(ingest, pictures, capsys):
+    ingest(pictures, show_progress=True)
+    assert "Ingesting images: 100%" in capsys.readouterr().err
+    ingest(pictures)
+    assert capsys.readouterr().err == ""
+
+
+def test_async_twin(clip, store, pictures):
+    report = asyncio.run(aingest_images(pictures, embed_model=clip, vector_store=store))
+    assert counts(report) == (5, 0, 0, 0)

@@ -1,0 +1,333 @@
+"""The store on a real Milvus server: where its rules are stricter than those of Milvus Lite.
+
+Needs the PyPI package `milvus` 2.3.5 (Linux, x86-64), installed, or unpacked into the folder that
+the environment variable CLIP_EXT_MILVUS_SERVER names; and `unshare`, to run it where nobody else
+reaches it.
+"""
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from by_hand import MODEL, NEAR_X, X, Y, ask, image, text
+from llama_index.core.vector_stores.types import (
+    FilterCondition,
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+    VectorStoreQueryMode,
+)
+
+from llama_index_clip_ext import (
+    DimensionMismatchError,
+    EmbeddingSpaceMismatchError,
+    RowTooLargeError,
+    create_vector_store,
+)
+from llama_index_clip_ext.collection import read_passport
+
+STARTS_WITHIN = 60
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid"]
+
+
+def server_package():
+    """Return the folder to import the server from, or skip."""
+    folder = os.environ.get("CLIP_EXT_MILVUS_SERVER", "")
+    if folder:
+        if not Path(folder, "milvus", "data").is_dir():
+            pytest.skip(f"CLIP_EXT_MILVUS_SERVER is {folder}, where no package milvus is unpacked")
+        return folder
+    spec = importlib.util.find_spec("milvus")
+    if spec is None or spec.origin is None:
+        pytest.skip("no Milvus server: `pip install milvus==2.3.5`, or set CLIP_EXT_MILVUS_SERVER")
+    return str(Path(spec.origin).parents[1])
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The address of a server that runs in a folder and a network of its own."""
+    package = server_package()
+    try:
+        subprocess.run([*NAMESPACE, "--fork", "true"], check=True, capture_output=True, timeout=10)
+    except (OSError, subprocess.SubprocessError) as err:
+        pytest.skip(f"no namespace for a Milvus server: {err}")
+    folder = tmp_path_factory.mktemp("milvus")
+    listener = socket.create_server(("127.0.0.1", 0))
+    script = Path(__file__).with_name("milvus_server.py")
+    command = [sys.executable, script, str(listener.fileno()), folder]
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            [*NAMESPACE, "--fork", "--kill-child", *command],
+            env={**os.environ, "PYTHONPATH": package},
+            pass_fds=[listener.fileno()],
+            stdout=log,
+            stderr=log,
+        )
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    listener.close()
+    try:
+        wait_until_usable(address, process, folder / "log.txt")
+        yield address
+    finally:
+        process.send_signal(signal.SIGKILL)  # The namespace ends with it, and all in it.
+        process.wait()
+
+
+def wait_until_usable(address, process, log):
+    from pymilvus import MilvusClient
+    from pymilvus.exceptions import MilvusException
+
+    deadline = time.monotonic() + STARTS_WITHIN
+    while True:
+        try:
+            client = MilvusClient(address, timeout=2)
+            client.list_collections()
+            client.close()
+            return
+        except MilvusException as err:
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.skip(f"the Milvus server did not start ({err}): {log.read_text()[-500:]}")
+            time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def shared(server):
+    with create_vector_store(MODEL, uri=server, collection_name="shared") as store:
+        yield store
+
+
+@pytest.fixture
+def store(shared):
+    shared.clear()
+    return shared
+
+
+def where(*triples, condition=FilterCondition.AND):
+    return MetadataFilters(
+        filters=[
+            MetadataFilter(key=key, operator=FilterOperator(operator), value=value)
+            for key, operator, value in triples
+        ],
+        condition=condition,
+    )
+
+
+def found(store, *triples, condition=FilterCondition.AND):
+    return sorted(store.query(ask(filters=where(*triples, condition=condition))).ids)
+
+
+def test_presets(shared):
+    description = shared.client.describe_collection("shared")
+    index = shared.client.describe_index("shared", "embedding")
+
+    assert index["index_type"] == "HNSW"
+    assert index["metric_type"] == "COSINE"
+    assert (int(index["M"]), int(index["efConstruction"])) == (32, 360)
+    assert description["enable_dynamic_field"] is True
+    assert description["consistency_level"] == 1  # Session.
+    assert {"images", "texts"} <= set(shared.client.list_partitions("shared"))
+
+
+def test_the_passport_is_kept_by_the_server(shared, server):
+    shared.clear()
+    shared.add([image("a"), text("b")])
+
+    passport, rows = read_passport(uri=server, collection_name="shared")
+
+    assert passport == shared.passport
+    assert passport.space == MODEL.space
+    assert passport.metric == "COSINE"
+    assert rows == 2
+
+
+def test_scores_are_raw_cosines_best_first(store):
+    store.add([image("c", Y), image("a", X), image("b", NEAR_X)])
+
+    result = store.query(ask([5.0, 0.0, 0.0, 0.0]))
+
+    assert result.ids == ["a", "b", "c"]
+    assert result.similarities == pytest.approx([1.0, 0.6, 0.0], abs=1e-6)
+    assert result.nodes[0].image_path == "/pictures/a.png"
+    assert [node.embedding for node in result.nodes] == [None] * 3
+
+
+def test_adding_again_replaces_the_whole_row(store):
+    store.add([image("a", X, colour="red", file_name="a.png")])
+    store.add([image("a", Y, size=2)])
+
+    assert store.count() == 1
+    assert store.query(ask(Y)).similarities == pytest.approx([1.0])
+    assert found(store, ("colour", "==", "red")) == []
+    assert found(store, ("file_name", "==", "a.png")) == []
+    assert store.get_nodes(["a"])[0].metadata == {"size": 2}
+
+
+def test_of_equal_ids_in_one_call_the_last_counts(store):
+    store.add([image("a", X), image("a", Y)])
+
+    assert store.count() == 1
+    assert store.get_nodes(["a"])[0].embedding == Y
+
+
+def test_images_and_texts_are_kept_apart(store):
+    store.add([image("picture", NEAR_X), text("words", X)])
+
+    assert store.query(ask(X), modality="image").ids == ["picture"]
+    assert store.query(ask(X), modality="text").ids == ["words"]
+    assert store.query(ask(X)).ids == ["words", "picture"]
+    assert (store.count("image"), store.count("text"), store.count()) == (1, 1, 2)
+
+
+def test_a_node_that_becomes_a_text_leaves_the_images(store):
+    store.add([image("a"), image("b")])
+    store.add([text("a")])
+
+    assert store.query(ask(), modality="image").ids == ["b"]
+    assert (store.count("image"), store.count("text"), store.count()) == (1, 1, 2)
+    store.add([image("a")])
+    assert (store.count("image"), store.count("text"), store.count()) == (2, 0, 2)
+
+
+def test_filters(store):
+    store.add(
+        [
+            image("cat", n=1, tags=["猫"], width=100, file_name=r"C:\new\it's.png"),
+            image("dog", n=2.5, tags=["狗", "猫"], **{"拍-摄": '"北京"\n'}),
+            image("none", n=None),
+        ]
+    )
+
+    assert found(store, ("file_name", "==", r"C:\new\it's.png")) == ["cat"]
+    assert found(store, ("拍-摄", "==", '"北京"\n')) == ["dog"]
+    assert found(store, ("拍-摄", "in", ['"北京"\n', "🐈"])) == ["dog"]
+    assert found(store, ("n", ">", 1)) == ["dog"]
+    assert found(store, ("n", "!=", 1)) == ["dog"]
+    assert found(store, ("n", "nin", [1])) == ["dog"]
+    assert found(store, ("n", "in", [])) == []
+    assert found(store, ("width", "<", 150)) == ["cat"]
+    assert found(store, ("width", "!=", 1)) == ["cat"]
+    assert found(store, ("tags", "contains", "猫")) == ["cat", "dog"]
+    assert found(store, ("tags", "all", ["猫", "狗"])) == ["dog"]
+    assert found(store, ("n", "==", 1), condition=FilterCondition.NOT) == ["dog", "none"]
+
+
+@pytest.mark.parametrize(
+    "value", ['"] or id in ["b', "two\nlines", "tab\t\r", "back\\", "🐈‍⬛ 猫", "it's", "%"]
+)
+def test_hostile_ids(store, value):
+    store.add([image(value), image("b")])
+
+    assert [node.node_id for node in store.get_nodes([value])] == [value]
+    assert store.query(ask(node_ids=[value])).ids == [value]
+    store.delete(value)
+    assert store.query(ask()).ids == ["b"]
+
+
+def test_nodes_come_in_the_order_asked(store):
+    store.add([image("a", X), image("b", NEAR_X), text("c", Y)])
+
+    assert [node.node_id for node in store.get_nodes(["c", "gone", "a"])] == ["c", "a"]
+    assert store.get_nodes(["c"])[0].embedding == Y
+    assert store.get_nodes([]) == []
+
+
+def test_deleting(store):
+    store.add([image(name, colour=colour) for name, colour in zip("abcd", "rrgb", strict=True)])
+
+    store.delete("None")
+    store.delete_nodes(["a", "missing"])
+    store.delete_nodes(filters=where(("colour", "==", "g")))
+    assert sorted(store.query(ask()).ids) == ["b", "d"]
+    store.clear()
+    assert store.count() == 0
+
+
+def test_what_the_server_would_refuse_is_refused_before_the_call(store):
+    with pytest.raises(RowTooLargeError, match="node 'big'"):
+        store.add([image("good"), image("big", note="猫" * 30_000)])
+    assert store.count() == 0
+
+    # Just below the limit, in what the server counts: bytes.
+    store.add([image("fits", note="猫" * 20_000), text("caption")])
+    assert store.get_nodes(["fits"])[0].metadata["note"] == "猫" * 20_000
+
+
+def test_many_hits_and_the_largest_top_k(store):
+    store.add([image(f"{number}", X) for number in range(600)])
+
+    assert len(store.query(ask(X, top_k=500)).ids) == 500
+    assert len(store.query(ask(X, top_k=16_384)).ids) == 600
+    assert len(store.get_nodes(filters=MetadataFilters(filters=[]))) == 600
+
+
+def test_mmr(store):
+    twin = [0.8, 0.0, 0.6, 0.0]
+    store.add([image("a", twin), image("b", twin), image("c", NEAR_X)])
+
+    result = store.query(ask(X, top_k=2, mode=VectorStoreQueryMode.MMR), mmr_threshold=0.5)
+
+    assert result.ids[1] == "c"
+    assert result.similarities == pytest.approx([0.8, 0.6], abs=1e-6)
+
+
+async def test_async(store):
+    await store.async_add([image("a")])
+
+    assert (await store.aquery(ask())).ids == ["a"]
+
+
+def test_reopening(shared, server):
+    shared.clear()
+    shared.add([image("a")])
+
+    with create_vector_store(MODEL, uri=server, collection_name="shared") as again:
+        assert again.passport == shared.passport
+        # Written by another client: what a session does not promise, a strong read does.
+        assert again.query(ask(), consistency_level="Strong").ids == ["a"]
+    assert shared.count() == 1  # One client closed, the other works.
+
+
+@pytest.mark.usefixtures("shared")
+def test_another_model_is_refused(server):
+    other = MODEL.but(model="model-b", weights="c" * 64)
+    with pytest.raises(EmbeddingSpaceMismatchError, match="'model-a' .* 'model-b'"):
+        create_vector_store(other, uri=server, collection_name="shared")
+    with pytest.raises(DimensionMismatchError, match="4-dim .* makes 8"):
+        create_vector_store(MODEL.but(dim=8), uri=server, collection_name="shared")
+
+
+@pytest.mark.parametrize("index_type", ["FLAT", "AUTOINDEX"])
+def test_another_index_is_kept_when_reopened(server, index_type):
+    name = f"with_{index_type}"
+    with create_vector_store(
+        MODEL, uri=server, collection_name=name, index_type=index_type
+    ) as store:
+        store.add([image("a")])
+        assert store.query(ask()).ids == ["a"]
+    with create_vector_store(MODEL, uri=server, collection_name=name) as store:
+        assert store.client.describe_index(name, "embedding")["index_type"] == index_type
+        assert store.query(ask(top_k=500)).ids == ["a"]
+
+
+def test_an_hnsw_index_opened_as_another_still_gets_its_ef(store, server):
+    store.add([image(str(number)) for number in range(600)])
+
+    with create_vector_store(
+        MODEL, uri=server, collection_name="shared", index_type="FLAT", consistency_level="Strong"
+    ) as again:
+        assert len(again.query(ask(top_k=500)).ids) == 500
+
+
+def test_overwrite(server):
+    for _ in range(2):
+        with create_vector_store(
+            MODEL, uri=server, collection_name="again", overwrite=True
+        ) as store:
+            store.add([image("a")])
+            assert store.count() == 1

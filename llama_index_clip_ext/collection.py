@@ -188,6 +188,13 @@ def check(
             expected=dim,
             actual=space.dim,
         )
+    for index in client.list_indexes(name, field_name="embedding"):
+        metric = client.describe_index(name, index)["metric_type"]
+        if metric not in ("COSINE", "IP"):
+            raise StoreError(
+                f"collection {name!r} was not made by this package, and its index compares by "
+                f"{metric}, not by COSINE or IP; use another collection_name, or overwrite=True"
+            )
     logger.warning(
         "collection %r was not made by this package and does not say which model wrote it; only "
         "its dimension fits %r",

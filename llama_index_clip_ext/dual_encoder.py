@@ -28,16 +28,9 @@ from llama_index.core.utils import get_tqdm_iterable
 from .checkpoint import Checkpoint, find_checkpoint
 from .encoder import Dtype, Encoder, OnLongText
 from .errors import ImageLoadError, ModelLoadError
-from .images import (
-    ImageFailure,
-    ImageSource,
-    OnError,
-    describe_source,
-    has_image,
-    image_digest,
-    iter_images,
-)
+from .images import ImageFailure, OnError, iter_images
 from .models import EmbeddingSpace, Family, resolve_model
+from .sources import ImageSource, describe_source, has_image, image_digest
 from .vectors import Rows
 
 logger = logging.getLogger(__name__)

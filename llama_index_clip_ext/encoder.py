@@ -274,7 +274,9 @@ class Encoder:
             )
         except (OSError, ValueError, RuntimeError) as err:
             raise ModelLoadError(f"cannot load {checkpoint.name!r}: {err}") from err
-        missing = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+        # Of a mismatch transformers 5 gives the key and both shapes, 4 the key.
+        mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
+        missing = [*info["missing_keys"], *mismatched]
         if missing:
             raise ModelLoadError(
                 f"{checkpoint.name!r}: {len(missing)} weights are missing or of another shape in "

@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 import io
-import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeAlias, Union, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from .errors import ImageLoadError, ImageNotFoundError
+from .sources import ImageSource, describe_source, error_detail, read_source
 
-# A node, too: anything with ``image_resource``, or ``image``, ``image_path`` and ``image_url``.
-ImageSource: TypeAlias = Union[
-    str, "os.PathLike[str]", bytes, bytearray, memoryview, io.BytesIO, Image.Image,
-    "NDArray[Any]", Any,
-]  # fmt: skip
 OnError: TypeAlias = Literal["raise", "skip"]
 
 # Where Pillow itself stops with a DecompressionBombError: 512 MiB as RGB.
 MAX_PIXELS = 178_956_970
-
-_EXIF_ORIENTATION = 0x0112
-_DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w.-]+=[\w.-]+)*(?P<base64>;base64)?,", re.IGNORECASE)
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{32,}={0,2}\s*")
-# The first characters of base64-encoded JPEG, PNG, GIF, WebP (RIFF), BMP and TIFF data.
-_BASE64_MAGIC = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A")
 
 
 @dataclass(frozen=True)
@@ -101,7 +84,7 @@ def load_image(
         raise ImageNotFoundError("no such file", source=name) from err
     # Pillow's decoders also raise struct.error, KeyError and others over a damaged file.
     except Exception as err:
-        raise ImageLoadError(f"damaged or unreadable ({_detail(err)})", source=name) from err
+        raise ImageLoadError(f"damaged or unreadable ({error_detail(err)})", source=name) from err
 
 
 def iter_images(
@@ -167,144 +150,6 @@ def load_images(
         )
     )
     return [image for _, image in loaded], [index for index, _ in loaded], failures
-
-
-def image_digest(source: ImageSource) -> str:
-    """Return the SHA-256 of an image's encoded bytes, or of its pixels if it has no encoding.
-
-    Raises:
-        ImageNotFoundError: If the path does not exist.
-        ImageLoadError: If the source cannot be read.
-    """
-    name = describe_source(source)
-    try:
-        return hashlib.sha256(_digestible(read_source(source))).hexdigest()
-    except ImageLoadError as err:
-        raise type(err)(err.reason, source=name) from err.__cause__
-    except FileNotFoundError as err:
-        raise ImageNotFoundError("no such file", source=name) from err
-    except Exception as err:
-        raise ImageLoadError(f"damaged or unreadable ({_detail(err)})", source=name) from err
-
-
-def _digestible(raw: bytes | Image.Image | NDArray[Any]) -> bytes:
-    """Return the encoded bytes, or the pixels preceded by all that decides how they look."""
-    if isinstance(raw, bytes):
-        return raw
-    if isinstance(raw, np.ndarray):
-        return f"{raw.dtype}{raw.shape}".encode() + raw.tobytes()
-    content = raw.tobytes()
-    orientation = raw.getexif().get(_EXIF_ORIENTATION, 1)
-    header = [raw.mode, raw.size, orientation, raw.getpalette(), raw.info.get("transparency")]
-    return repr(header).encode() + content
-
-
-def _detail(err: Exception) -> str:
-    """Say what an exception says, without the path that an `OSError` adds (it may be the input)."""
-    return getattr(err, "strerror", None) or str(err)
-
-
-def read_source(
-    source: ImageSource, *, allow_urls: bool = False
-) -> bytes | Image.Image | NDArray[Any]:
-    """Read a source without decoding it: encoded bytes, or the PIL image or array it already is.
-
-    Raises:
-        ImageLoadError: If the source is a URL, empty, or of a type that holds no image.
-        OSError: If a file cannot be read.
-    """
-    if isinstance(source, (Image.Image, np.ndarray)):
-        return source
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return bytes(source)
-    if isinstance(source, os.PathLike):
-        return Path(source).expanduser().read_bytes()
-    if isinstance(source, str):
-        return _read_string(source, allow_urls)
-    if hasattr(source, "read"):
-        return _read_stream(source)
-    inner = _node_source(source)
-    if inner is None:
-        raise ImageLoadError(
-            f"{type(source).__name__} holds no image; expected a path, bytes, a binary stream, a "
-            "PIL image, an array, a data URI, base64 text, or a node with an image"
-        )
-    return read_source(inner, allow_urls=allow_urls)
-
-
-def has_image(node: Any) -> bool:
-    """Whether a LlamaIndex node holds an image, by value, path or URL."""
-    return _node_source(node) is not None
-
-
-def describe_source(source: ImageSource) -> str:
-    """Name a source for a person: its path, or its type and size. Never its content."""
-    if isinstance(source, os.PathLike):
-        return os.fspath(source)
-    if isinstance(source, str):
-        if len(source) > 256 or source[:5].lower() == "data:":
-            return f"{source[:24]}... ({len(source)} characters)"
-        return source
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return f"{type(source).__name__} of {len(source)} bytes"
-    if isinstance(source, Image.Image):
-        return f"PIL image {source.mode} {source.width}x{source.height}"
-    if isinstance(source, np.ndarray):
-        return f"array {source.dtype} {source.shape}"
-    inner = _node_source(source)
-    if inner is not None:
-        return describe_source(inner)
-    return type(source).__name__
-
-
-def _read_string(text: str, allow_urls: bool) -> bytes:
-    if match := _DATA_URI.match(text):
-        if not match["base64"]:
-            raise ImageLoadError("a data URI without base64 content holds no picture")
-        return _decode_base64(text[match.end() :])
-    if _URL.match(text):
-        later = "; fetching with allow_urls=True is not there yet" if allow_urls else ""
-        raise ImageLoadError(
-            f"URLs are not fetched{later}: download the file and pass its path or bytes"
-        )
-    looks_encoded = text.startswith(_BASE64_MAGIC) and _BASE64.fullmatch(text)
-    if looks_encoded and not os.path.lexists(text):
-        return _decode_base64(text)
-    if not text:
-        raise ImageLoadError("an empty string is no image")
-    return Path(text).expanduser().read_bytes()
-
-
-def _decode_base64(text: str) -> bytes:
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except binascii.Error as err:
-        raise ImageLoadError(f"invalid base64 ({err})") from err
-
-
-def _read_stream(stream: Any) -> bytes:
-    """Read a stream from its start and leave it where it was, so that it can be read again."""
-    position = stream.tell() if stream.seekable() else None
-    if position:
-        stream.seek(0)
-    content = stream.read()
-    if position is not None:
-        stream.seek(position)
-    if not isinstance(content, bytes):
-        raise ImageLoadError("the stream gives text; open it in binary mode")
-    return content
-
-
-def _node_source(node: Any) -> ImageSource | None:
-    """Return where a node keeps its image, by the attributes LlamaIndex's classes share."""
-    if resource := getattr(node, "image_resource", None):
-        if resource.data:
-            return f"data:;base64,{resource.data.decode()}"
-        return resource.path or (str(resource.url) if resource.url else None)
-    if image := getattr(node, "image", None):
-        return image if image[:5].lower() == "data:" else f"data:;base64,{image}"
-    path = getattr(node, "image_path", None)
-    return Path(path).expanduser() if path else getattr(node, "image_url", None)
 
 
 def _decode(content: bytes, background: str, max_pixels: int) -> Image.Image:

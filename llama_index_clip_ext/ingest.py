@@ -14,10 +14,11 @@ from llama_index.core.schema import BaseNode
 from tqdm.auto import tqdm
 
 from .dual_encoder import DualEncoderEmbedding
-from .errors import ImageLoadError, RowTooLargeError
-from .images import ImageFailure, OnError, describe_source
+from .errors import ImageLoadError
+from .images import ImageFailure, OnError
 from .nodes import Captions, ImageItem, list_images, make_image_node, with_content_hash
 from .rows import check_node, modality_of, node_hash
+from .sources import describe_source
 from .store import CLIPMilvusVectorStore
 
 
@@ -206,7 +207,7 @@ def _store_batch(
     for index in list(changed):
         try:
             check_node(nodes[index])
-        except (RowTooLargeError, TypeError) as err:
+        except (TypeError, ValueError) as err:
             if on_error == "raise":
                 raise
             changed.remove(index)

@@ -34,7 +34,7 @@ def lite_path(uri: str, *, make: bool = True) -> str:
         StoreError: If Milvus Lite could not keep its data there.
     """
     path = Path(os.path.realpath(Path(uri).expanduser()))
-    if path.suffix != ".db":
+    if path.suffix != ".db" or "://" in uri:
         raise StoreError(
             f"uri {uri!r}: an embedded Milvus file ends in .db (such as ./photos.db); a "
             "server's address starts with http:// or https://"

@@ -16,7 +16,7 @@ from llama_index.core.schema import BaseNode, ImageNode
 from PIL import Image
 
 from .errors import ImageLoadError
-from .images import image_digest
+from .sources import image_digest
 
 Captions: TypeAlias = Union[Literal["sidecar"], Callable[[Path], "str | None"], None]
 ImageItem: TypeAlias = Union[str, "os.PathLike[str]", BaseNode]
@@ -128,6 +128,10 @@ def make_image_node(
     if id_by not in ("path", "content"):
         raise ValueError(f"id_by is {id_by!r}, expected 'path' or 'content'")
     file = Path(os.path.realpath(Path(path).expanduser()))
+    readable = str(file).encode("utf-8", "backslashreplace").decode()
+    if readable != str(file):
+        reason = "its name is no Unicode text, as of another encoding; rename it"
+        raise ImageLoadError(reason, source=readable)
     content_hash = image_digest(file)
     metadata: dict[str, Any] = {
         "file_path": str(file),

@@ -15,8 +15,8 @@ from llama_index.core.vector_stores.types import (
 )
 
 from .dual_encoder import DualEncoderEmbedding
-from .images import ImageSource, describe_source
 from .rows import Modality
+from .sources import ImageSource, describe_source
 from .store import CLIPMilvusVectorStore
 
 Vector: TypeAlias = "list[float]"

@@ -17,10 +17,11 @@ from llama_index.core.schema import (
     TextNode,
 )
 from llama_index.core.vector_stores.utils import node_to_metadata_dict
+from pydantic_core import to_jsonable_python
 from pymilvus import CollectionSchema, DataType
 
 from .errors import EmbeddingError, RowTooLargeError
-from .images import has_image, image_digest
+from .sources import has_image, image_digest
 from .vectors import check_vector
 
 Modality: TypeAlias = Literal["image", "text"]
@@ -106,11 +107,18 @@ def check_node(node: BaseNode) -> dict[str, Any]:
     bare = node
     if isinstance(node, ImageNode) and (node.image or node.text_embedding):
         bare = node.model_copy(update={"image": None, "text_embedding": None})
+    for key, value in node.metadata.items():
+        _check_metadata(key, value, name)
     flat = node_to_metadata_dict(bare, remove_text=True, text_field="text")
     metadata = bare.model_dump(mode="json")["metadata"]
-    row = {key: value for key, value in metadata.items() if key not in _OWN_COLUMNS}
+    # A key without a value is left out: servers and Milvus Lite do not agree on what exists.
+    row = {
+        key: value
+        for key, value in metadata.items()
+        if key not in _OWN_COLUMNS and value is not None
+    }
     row |= _columns(metadata, name)
-    if isinstance(node, ImageNode) and node.image and not row["content_hash"]:
+    if _holds_pixels(node) and not row["content_hash"]:
         row["content_hash"] = image_digest(node)
     row |= {
         "id": node.node_id,
@@ -148,6 +156,15 @@ def row_to_node(row: Mapping[str, Any]) -> BaseNode:
     return node
 
 
+def missing_values() -> dict[str, str]:
+    """Return, for each column of ours, the literal that stands for a missing value, or ""."""
+    return {
+        **dict.fromkeys((*_OWN_COLUMNS, "embedding"), ""),
+        **dict.fromkeys(_TEXT_COLUMNS, '""'),
+        **dict.fromkeys(_NUMBER_COLUMNS, "-1"),
+    }
+
+
 def _name(node: BaseNode) -> str:
     return f"node {node.node_id!r}"
 
@@ -157,6 +174,29 @@ def _text(node: BaseNode) -> str:
         return node.text or ""
     resource = getattr(node, "text_resource", None)
     return (resource.text or "") if resource else ""
+
+
+def _holds_pixels(node: BaseNode) -> bool:
+    resource = getattr(node, "image_resource", None)
+    return bool(getattr(node, "image", None) or (resource and resource.data))
+
+
+def _check_metadata(key: str, value: Any, name: str) -> None:
+    """Refuse what pymilvus would choke on, after it wrote the batches before."""
+    if key == "$meta":
+        raise ValueError(f"{name}: Milvus keeps the metadata key '$meta' for itself")
+    try:
+        content = json.dumps(to_jsonable_python(value), ensure_ascii=False)
+        content.encode()
+    except UnicodeEncodeError as err:
+        raise ValueError(
+            f"{name}: metadata {key!r} is no Unicode text, as of a file name in another encoding; "
+            "rename the file"
+        ) from err
+    except (TypeError, ValueError) as err:
+        raise TypeError(f"{name}: metadata {key!r} cannot be written as JSON: {err}") from err
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name}: metadata {key!r} is {value}, more than 64 bits")
 
 
 def _columns(metadata: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from .errors import DimensionMismatchError, StoreError
 from .filters import filter_expression, ids_expression
 from .models import EmbeddingSpace
 from .passport import Passport
-from .rows import COLUMNS, OUTPUT_FIELDS, Modality, node_to_row, row_to_node
+from .rows import OUTPUT_FIELDS, Modality, missing_values, node_to_row, row_to_node
 from .vectors import l2_normalize
 
 # ef must be no less than the number of hits wanted.
@@ -36,6 +36,7 @@ _MIN_EF = 128
 _MAX_TOP_K = 16_384  # Milvus's query window.
 _MAX_IDS = 1_000  # Ids in one expression.
 _MMR_PREFETCH = 4
+_CONSISTENCY_LEVELS = ("Strong", "Session", "Bounded", "Eventually")
 
 
 class _HasSpace(Protocol):
@@ -108,7 +109,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
     _has_hnsw: bool = PrivateAttr(default=False)
     _lite_path: str | None = PrivateAttr(default=None)
     _lock: AbstractContextManager[Any] = PrivateAttr(default_factory=nullcontext)
-    _columns: frozenset[str] = PrivateAttr(default=COLUMNS)
+    _columns: dict[str, str] = PrivateAttr(default_factory=missing_values)
     _is_partitioned: bool = PrivateAttr(default=True)
     _is_closed: bool = PrivateAttr(default=False)
 
@@ -125,6 +126,11 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         similarity_metric: str,
         consistency_level: str,
     ) -> None:
+        if consistency_level not in _CONSISTENCY_LEVELS:
+            raise ValueError(
+                f"consistency_level is {consistency_level!r}, expected one of "
+                f"{', '.join(_CONSISTENCY_LEVELS)}"
+            )
         address = os.fspath(uri)
         index = collection.index_config(address, index_type, similarity_metric)
         client, path, lock = collection.connect(address, token, db_name)
@@ -164,7 +170,8 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         self._has_hnsw = index["index_type"] == "HNSW"
         self._lite_path = path
         self._lock = lock
-        self._columns = frozenset(field["name"] for field in description["fields"])
+        names = [field["name"] for field in description["fields"]]
+        self._columns = missing_values() if passport else dict.fromkeys(names, "")
         partitions = client.list_partitions(collection_name)
         self._is_partitioned = set(PARTITIONS.values()) <= set(partitions)
 
@@ -251,7 +258,9 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
                 partition_names=self._partition_names(modality),
             )[0]
         if is_mmr:
-            hits = self._most_diverse(hits, vector, top_k, kwargs.get("mmr_threshold"))
+            hits = self._most_diverse(
+                hits, vector, top_k, kwargs.get("mmr_threshold", query.mmr_threshold)
+            )
         nodes = [row_to_node({**hit["entity"], "id": hit["id"]}) for hit in hits]
         for node in nodes:
             node.embedding = None
@@ -289,7 +298,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
     def count(self, modality: Modality | None = None) -> int:
         """Count the rows that are there now, all or of one modality."""
         # By column: count(*) of a partition counts the whole collection on Milvus Lite.
-        expression = f'modality == "{modality}"' if modality else ""
+        expression = f'modality == "{modality}"' if modality and self._is_partitioned else ""
         with self._lock:
             rows = self.client.query(
                 self.collection_name, filter=expression, output_fields=["count(*)"]
@@ -311,7 +320,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         Raises:
             ValueError: If neither ids nor filters are given: that would delete everything.
         """
-        if node_ids is None and not (filters and filters.filters):
+        if node_ids is None and not self._expression(filters, None, None):
             raise ValueError("delete_nodes needs node_ids or filters; clear() deletes everything")
         for ids in [None] if node_ids is None else _chunks(list(node_ids), _MAX_IDS):
             self._delete(self._expression(filters, ids, None))
@@ -337,6 +346,9 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         raise TypeError(
             "a Milvus store cannot be pickled or copied; call create_vector_store in each process"
         )
+
+    def __copy__(self) -> Any:
+        return self.__reduce__()
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Any:
         return self.__reduce__()
@@ -407,7 +419,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         node_ids: Sequence[str] | None,
         doc_ids: Sequence[str] | None,
     ) -> str:
-        parts = [filter_expression(filters, self._columns)]
+        parts = [filter_expression(filters, self._columns, is_lite=self._lite_path is not None)]
         if node_ids is not None:
             parts.append(ids_expression("id", node_ids))
         if doc_ids is not None:
@@ -417,8 +429,20 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
     def _write(self, batch: list[dict[str, Any]], partition: str) -> None:
         # Milvus Lite's upsert merges: metadata that the new row lacks would stay. Its insert
         # replaces a row of the same id whole, where a server's would keep both.
-        write = self.client.insert if self._lite_path else self.client.upsert
-        write(self.collection_name, batch, partition_name=partition)
+        if self._lite_path or not self._is_partitioned:
+            write = self.client.insert if self._lite_path else self.client.upsert
+            write(self.collection_name, batch, partition_name=partition)
+            return
+        # A server's upsert looks into its own partition only: a node that was an image would stay
+        # one. Deleted after it, so that a node killed in between is there twice, not gone.
+        (other,) = set(PARTITIONS.values()) - {partition}
+        same_ids = ids_expression("id", [row["id"] for row in batch])
+        has_moved = self.client.query(
+            self.collection_name, filter=same_ids, partition_names=[other], output_fields=["id"]
+        )
+        self.client.upsert(self.collection_name, batch, partition_name=partition)
+        if has_moved:
+            self._delete(same_ids, other)
 
     def _select(
         self,
@@ -438,9 +462,14 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
                 )
         return rows
 
-    def _delete(self, expression: str) -> None:
+    def _delete(self, expression: str, partition: str | None = None) -> None:
         with self._lock:
-            self.client.delete(self.collection_name, filter=expression)
+            self.client.delete(self.collection_name, filter=expression, partition_name=partition)
+            if not self._lite_path:
+                # Milvus 2.3 dates deletes at 0, so that a session does not wait for its own.
+                self.client.query(
+                    self.collection_name, filter='id == ""', consistency_level="Strong"
+                )
 
     def _most_diverse(
         self, hits: Any, vector: list[float], top_k: int, threshold: float | None

@@ -55,7 +55,7 @@ def wheel_file(distribution: str, name: str) -> Path:
 
 
 def write_clip_tokenizer(directory: Path) -> None:
-    """Write vocab.json and merges.txt as OpenAI's vocabulary defines them (clip/simple_tokenizer.py)."""
+    """Write vocab.json and merges.txt as OpenAI's clip/simple_tokenizer.py defines them."""
     packed = wheel_file("open_clip_torch", "bpe_simple_vocab_16e6.txt.gz")
     lines = gzip.decompress(packed.read_bytes()).decode().split("\n")
     merges = lines[1 : 49152 - 256 - 2 + 1]

@@ -37,7 +37,8 @@ def test_help_loads_nothing_heavy():
         "from llama_index_clip_ext.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "print(sorted({'torch', 'transformers', 'llama_index', 'pymilvus', 'numpy'} & set(sys.modules)))"
+        "heavy = {'torch', 'transformers', 'llama_index', 'pymilvus', 'numpy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.rstrip().endswith("[]")

@@ -227,9 +227,8 @@ def test_nodes_go_to_their_own_tower_in_order(clip, red):
     ]
     ids = [node.node_id for node in nodes]
     image = clip.get_image_embedding(red)
-    expected = [
-        clip.get_text_embedding("a red picture"), image, clip.get_text_embedding("another"), image, image,
-    ]  # fmt: skip
+    first, third = clip.get_text_embedding("a red picture"), clip.get_text_embedding("another")
+    expected = [first, image, third, image, image]
     for out in (clip(nodes), asyncio.run(clip.acall(deepcopy(nodes)))):
         assert [node.node_id for node in out] == ids
         np.testing.assert_allclose([node.embedding for node in out], expected, atol=1e-5)
@@ -286,11 +285,11 @@ def test_callbacks_and_instrumentation(clip_dir, red):
     from llama_index.core.instrumentation import get_dispatcher
     from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 
-    class Recorder(BaseEventHandler):
-        seen: list = []
+    seen = []
 
+    class Recorder(BaseEventHandler):
         def handle(self, event, **kwargs):
-            self.seen.append(event)
+            seen.append(event)
 
     debug = LlamaDebugHandler(print_trace_on_end=False)
     embed_model = CLIPEmbedding(
@@ -309,9 +308,9 @@ def test_callbacks_and_instrumentation(clip_dir, red):
     assert len(pairs) == 4  # two batches, one image, one text
     assert pairs[0][1].payload["chunks"] == [red, red]
     assert pairs[0][1].payload["embeddings"] == rows[:2]
-    names = [type(event).__name__ for event in recorder.seen]
+    names = [type(event).__name__ for event in seen]
     assert names.count("EmbeddingStartEvent") == names.count("EmbeddingEndEvent") == 4
-    assert recorder.seen[1].chunks == [str(red), str(red)]
+    assert seen[1].chunks == [str(red), str(red)]
 
 
 def test_progress_bars_are_shown_when_asked_for(clip, red, capsys):

@@ -18,16 +18,8 @@ from llama_index.core.schema import ImageDocument, ImageNode, MediaResource, Nod
 from PIL import Image, ImageOps
 
 from llama_index_clip_ext.errors import ClipExtError, ImageLoadError, ImageNotFoundError
-from llama_index_clip_ext.images import (
-    ImageFailure,
-    describe_source,
-    has_image,
-    image_digest,
-    iter_images,
-    load_image,
-    load_images,
-    read_source,
-)
+from llama_index_clip_ext.images import ImageFailure, iter_images, load_image, load_images
+from llama_index_clip_ext.sources import describe_source, has_image, image_digest, read_source
 
 # Three wide, two high, every pixel another colour: a turned or mirrored picture is another one.
 PIXELS = np.array(

@@ -170,3 +170,16 @@ def test_progress_is_shown_when_asked_for(ingest, pictures, capsys):
 def test_async_twin(clip, store, pictures):
     report = asyncio.run(aingest_images(pictures, embed_model=clip, vector_store=store))
     assert counts(report) == (5, 0, 0, 0)
+
+
+def test_a_name_that_is_no_unicode_costs_a_line(ingest, store, pictures):
+    name = "中文.png".encode("gbk")
+    try:
+        with open(bytes(pictures) + b"/" + name, "wb") as file:
+            file.write((pictures / "red.png").read_bytes())
+    except OSError as err:
+        pytest.skip(f"the file system takes no such name: {err}")
+    report = ingest(pictures)
+    assert counts(report) == (5, 0, 0, 1)
+    assert "no Unicode text" in report.failed[0].reason
+    str(report).encode()

@@ -26,8 +26,12 @@ def test_every_public_name_is_there_and_documented():
 def test_type_checkers_see_the_same_names():
     tree = ast.parse(Path(llama_index_clip_ext.__file__).read_text(encoding="utf-8"))
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]
-    typed = {alias.name: f"llama_index_clip_ext.{node.module}" for node in block.body
-             if isinstance(node, ast.ImportFrom) and node.level for alias in node.names}  # fmt: skip
+    typed = {
+        alias.name: f"llama_index_clip_ext.{node.module}"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom) and node.level
+        for alias in node.names
+    }
     assert set(typed) == set(llama_index_clip_ext.__all__)
     for name, home in typed.items():
         assert getattr(import_module(home), name) is getattr(llama_index_clip_ext, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -281,9 +282,14 @@ def _print_hits(hits: list[NodeWithScore], as_json: bool) -> None:
         if as_json:
             facts = {"rank": rank, "score": hit.score, "id": hit.node.node_id, "path": path}
             print(json.dumps({**facts, "caption": caption}, ensure_ascii=False))
-        rows.append([str(rank), f"{hit.score:.3f}", path, caption])
+        rows.append([str(rank), f"{hit.score:.3f}", _shorten(path), caption])
     if not as_json:
         _print_table(["", "score", "image", "caption"], rows)
+
+
+def _shorten(path: str) -> str:
+    """Name a file from here, if it lies below."""
+    return os.path.relpath(path) if path.startswith(os.getcwd() + os.sep) else path
 
 
 def _print_table(header: list[str], rows: list[list[str]]) -> None:

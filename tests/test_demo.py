@@ -63,3 +63,16 @@ def test_the_demo_finds_the_right_pictures_and_draws_a_sheet(tmp_path):
         assert (34, 139, 34) in colours
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
+
+
+def test_the_digits_are_scikit_learns():
+    import numpy as np
+
+    datasets = pytest.importorskip("sklearn.datasets")
+    from llama_index_clip_ext.demo.drawing import DIGIT_COUNT, _load_digits
+
+    expected = datasets.load_digits()
+    images, target = _load_digits()
+    assert len(images) == DIGIT_COUNT
+    np.testing.assert_array_equal(images, expected.images)
+    np.testing.assert_array_equal(target, expected.target)

@@ -1,7 +1,7 @@
 """Draws the demo's pictures: coloured shapes on backgrounds, and handwritten digits on paper.
 
 Everything is drawn from a :class:`random.Random`, so one seed gives one set of pictures on every
-machine. Needs Pillow and NumPy; the digits also need scikit-learn, whose data set they come from.
+machine.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -39,6 +40,9 @@ PAPERS = ("white", "cream", "striped", "gradient")
 
 DIGIT_COUNT = 1797
 """Rows of :func:`sklearn.datasets.load_digits`."""
+
+# Its images and targets as they are, so that drawing needs no scikit-learn; a test compares them.
+_DIGITS_FILE = Path(__file__).parent / "digits.npz"
 
 COLOUR_RGB: dict[str, RGB] = {
     "red": (214, 40, 40),
@@ -229,7 +233,5 @@ def _place(
 
 @lru_cache(maxsize=1)
 def _load_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
-
-    digits = load_digits()
-    return digits.images, digits.target
+    with np.load(_DIGITS_FILE, allow_pickle=False) as digits:
+        return digits["images"].astype(np.float64), digits["target"].astype(np.int64)

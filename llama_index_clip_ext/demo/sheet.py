@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-_TILE, _GAP, _TITLE, _LABEL = 132, 14, 30, 34
+_TILE, _GAP, _TITLE, _LABEL = 132, 14, 38, 34
 _RIGHT, _WRONG, _INK, _PAPER = (34, 139, 34), (200, 60, 50), (30, 30, 30), (255, 255, 255)
 # Noto Sans CJK SC, cut down to ASCII and the Chinese characters of the demo (fonts/NOTICE).
 _FONT = Path(__file__).parent / "fonts" / "noto-sans-sc-subset.otf"

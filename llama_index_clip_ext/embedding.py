@@ -16,7 +16,8 @@ __all__ = ["CLIPEmbedding", "ChineseCLIPEmbedding", "ImageEmbeddings", "load_emb
 class CLIPEmbedding(DualEncoderEmbedding):
     """Images and English texts in one space, by OpenAI's CLIP.
 
-    Reads the sentence-transformers layout and transformers' own, published or fine-tuned.
+    Reads the sentence-transformers layout and transformers' own, published or fine-tuned. The
+    options are those of `DualEncoderEmbedding`.
 
     Example:
         ``CLIPEmbedding("clip-ViT-B-32").get_text_embedding("a red circle")``
@@ -36,6 +37,8 @@ class CLIPEmbedding(DualEncoderEmbedding):
 
 class ChineseCLIPEmbedding(DualEncoderEmbedding):
     """Images and Chinese texts in one space, by OFA-Sys's Chinese-CLIP.
+
+    The options are those of `DualEncoderEmbedding`.
 
     Example:
         ``ChineseCLIPEmbedding("Chinese-CLIP-ViT-L").get_text_embedding("红色圆形")``

@@ -197,3 +197,31 @@ def test_vector_store_index_over_our_store(clip, filled, pictures, monkeypatch):
     hits = index.as_retriever(similarity_top_k=7).retrieve("a red thing")
     assert hits[0].node.node_id == "t1"
     assert len(hits) == 7
+
+
+def test_a_local_set_up_needs_no_key_no_settings_and_one_load(
+    clip_dir, pictures, tmp_path, monkeypatch
+):
+    import llama_index.core.settings as settings_module
+    from transformers import CLIPModel
+
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    for name in ("_embed_model", "_llm"):
+        monkeypatch.setattr(settings_module.Settings, name, None)
+    loads = []
+    load = CLIPModel.from_pretrained.__func__
+    monkeypatch.setattr(
+        CLIPModel,
+        "from_pretrained",
+        classmethod(lambda cls, *a, **k: loads.append(a) or load(cls, *a, **k)),
+    )
+    embed_model = CLIPEmbedding(clip_dir)
+    for _ in range(2):  # build, then reopen
+        with create_vector_store(embed_model, uri=tmp_path / "own.db") as store:
+            ingest_images(pictures, embed_model=embed_model, vector_store=store)
+            retriever = create_retriever(embed_model, store)
+            assert len(retriever.retrieve("a red thing")) == 5
+            assert names(retriever.retrieve_image(pictures / "red.png"))[0] == "red.png"
+    assert len(loads) == 1
+    assert settings_module.Settings._embed_model is None
+    assert settings_module.Settings._llm is None

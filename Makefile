@@ -37,9 +37,14 @@ $(VENV)/package: pyproject.toml constraints.txt
 	$(PIP) --editable .
 	touch $@
 
-# The two wheels hold the real vocabularies; only their data files are read, so nothing they need
-# is installed.
+# open_clip_torch and cn_clip hold the real vocabularies, and only those files are read; milvus holds
+# a real server, where there is a build of it. Nothing that they would need is installed.
+TEST_ONLY := open_clip_torch cn_clip
+ifeq ($(shell uname -sm),Linux x86_64)
+TEST_ONLY += milvus
+endif
+
 $(VENV)/dev: $(VENV)/package
 	$(PIP) --group dev
-	$(PIP) --no-deps open_clip_torch cn_clip
+	$(PIP) --no-deps $(TEST_ONLY)
 	touch $@

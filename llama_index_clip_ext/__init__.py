@@ -83,10 +83,12 @@ _HOME_OF = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME_OF.get(name, 'errors')}", __name__), name)
+if not TYPE_CHECKING:  # To a type checker, a name that is not imported above is a mistake.
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f".{_HOME_OF.get(name, 'errors')}", __name__), name)
 
 
 def __dir__() -> list[str]:

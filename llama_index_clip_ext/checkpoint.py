@@ -15,6 +15,7 @@ from .errors import ModelLoadError
 from .models import (
     CHINESE_CLIP_CONTEXT_LENGTH,
     CLIP_CONTEXT_LENGTH,
+    DEMO_MODELS,
     EmbeddingSpace,
     Family,
     ModelSpec,
@@ -28,9 +29,10 @@ _FAMILIES: dict[str, Family] = {"clip": "clip", "chinese_clip": "chinese-clip"}
 # Enough for both layouts and no more: the hub repositories also hold ONNX and OpenVINO exports.
 _SMALL_FILES = ["*.json", "*.txt", "*.md"]
 _IGNORED = ["onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*"]
-_SAFETENSORS = "*.safetensors"
-# The leading * reaches into 0_CLIPModel/: the hub matches whole paths.
-_PICKLED = "*pytorch_model*.bin"
+# The leading part reaches into 0_CLIPModel/, since the hub matches whole paths; names are spelt out
+# because a repository may hold the weights of other programs, such as open_clip_model.safetensors.
+_SAFETENSORS = "model*.safetensors"
+_PICKLED = "pytorch_model*.bin"
 
 # The image processor's settings that change pixel values. Others only name classes.
 _PREPROCESSING_KEYS = ("size", "crop_size", "image_mean", "image_std")
@@ -86,7 +88,7 @@ class Checkpoint:
         digest = hashlib.sha256()
         for file in self.weight_files:
             digest.update(_file_sha256(file).encode())
-        settings = _image_processor_settings(self.directory)
+        settings = [_image_processor_settings(self.directory), _vocabulary(self.directory)]
         return EmbeddingSpace(
             model=self.name,
             revision=self.revision,
@@ -167,7 +169,7 @@ def download_model(
     """
     spec = resolve_model(name)
     if spec.is_local:
-        raise ModelLoadError(f"{name!r} is a directory of this machine: nothing to download")
+        raise ModelLoadError(f"{name!r} is here already, in {spec.checkpoint}: nothing to download")
     folder = _snapshot(spec, revision, cache_folder, endpoint, local_dir=local_dir)
     if not any(folder.rglob(_SAFETENSORS)):
         _snapshot(spec, revision, cache_folder, endpoint, local_dir=local_dir, weights=_PICKLED)
@@ -199,12 +201,12 @@ def _snapshot(
                 local_dir=local_dir,
                 endpoint=endpoint,
                 local_files_only=local_files_only,
-                allow_patterns=[*_SMALL_FILES, weights],
+                allow_patterns=[*_SMALL_FILES, weights, f"*/{weights}"],
                 ignore_patterns=_IGNORED,
             )
         )
     except LocalEntryNotFoundError as err:
-        raise ModelLoadError(_not_here(spec, cache)) from err
+        raise ModelLoadError(_not_here(spec, cache, endpoint, err)) from err
     # HfHubHTTPError, and what httpx, json and the file system raise over a mirror that is none, a
     # connection that breaks, or a full disk.
     except Exception as err:
@@ -214,13 +216,20 @@ def _snapshot(
         ) from err
 
 
-def _not_here(spec: ModelSpec, cache: Path) -> str:
+def _not_here(spec: ModelSpec, cache: Path, endpoint: str | None, err: Exception) -> str:
+    from huggingface_hub import constants
+
+    address = endpoint or constants.ENDPOINT
+    cause: BaseException = err
+    while cause.__cause__ or cause.__context__:
+        cause = cause.__cause__ or cause.__context__ or cause
+    why = f" ({type(cause).__name__}: {cause})" if cause is not err else ""
     return (
-        f"model {spec.name!r} ({spec.checkpoint}) is not in the cache {cache} and cannot be "
-        "downloaded from here. Ways out: (1) on a machine with access, run "
-        f"`clip-ext download {spec.name} --local-dir DIR`, copy DIR here and pass its path as the "
-        "model; (2) use a mirror: set HF_ENDPOINT or pass endpoint=...; (3) unset HF_HUB_OFFLINE "
-        "and local_files_only if this machine has access"
+        f"model {spec.name!r} ({spec.checkpoint}) is not in the cache {cache} and could not be "
+        f"downloaded from {address}{why}. Ways out: (1) on a machine with access, run clip-ext "
+        f"download {spec.name} --local-dir DIR, copy DIR here and pass its path as the model; (2) "
+        "name a mirror that works, by HF_ENDPOINT or endpoint; (3) where there is access, do not "
+        "set HF_HUB_OFFLINE or local_files_only"
     )
 
 
@@ -233,12 +242,20 @@ def _read_checkpoint(spec: ModelSpec, directory: Path, revision: str) -> Checkpo
             f"{spec.name!r} in {directory} is a {config.get('model_type')!r} model; supported are: "
             f"{', '.join(_FAMILIES)} (config.json, model_type)"
         )
+    if not _vocabulary(directory):
+        # transformers would make up a tokenizer of a few tokens, and all texts would be alike.
+        files = "vocab.json" if family == "clip" else "vocab.txt"
+        raise ModelLoadError(
+            f"{spec.name!r}: {directory} is not a complete checkpoint, the tokenizer's {files} (or "
+            "tokenizer.json) is missing"
+        )
     old, new = directory / "preprocessor_config.json", directory / "processor_config.json"
     _read_json(spec, old if old.is_file() or not new.is_file() else new)
     positions = (config.get("text_config") or {}).get("max_position_embeddings")
     limit = CLIP_CONTEXT_LENGTH if family == "clip" else CHINESE_CLIP_CONTEXT_LENGTH
     checkpoint = Checkpoint(
-        name=spec.name,
+        # A directory by its full path, so that a passport finds it from anywhere.
+        name=spec.checkpoint if spec.is_local and spec.name not in DEMO_MODELS else spec.name,
         directory=directory,
         family=family,
         # 512 is the default of CLIPConfig and ChineseCLIPConfig, left out of old config files.
@@ -303,6 +320,18 @@ def _image_processor_settings(directory: Path) -> dict[str, Any]:
     if isinstance(settings.get("crop_size"), int):
         settings["crop_size"] = dict.fromkeys(("height", "width"), settings["crop_size"])
     return settings
+
+
+def _vocabulary(directory: Path) -> dict[str, int]:
+    """Return the tokenizer's tokens and ids, whichever file holds them; empty if none does."""
+    if (file := directory / "vocab.json").is_file():
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    if (file := directory / "vocab.txt").is_file():
+        lines = file.read_text(encoding="utf-8").splitlines()
+        return {token: index for index, token in enumerate(lines)}
+    if (file := directory / "tokenizer.json").is_file():
+        return dict(json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"])
+    return {}
 
 
 def _file_sha256(file: Path) -> str:

@@ -44,11 +44,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines, for prog
 def main() -> None:
     """Run the command line; an error that we foresaw is one line, and exit code 1."""
     logging.getLogger("milvus_lite").setLevel(logging.CRITICAL)
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+    logging.getLogger("pymilvus").addFilter(lambda record: False)
     try:
         app()
     except Exception as err:
-        foreseen = isinstance(err, (ClipExtError, FileNotFoundError))
+        # What the user's input can cause; anything else is a fault of ours, and shows its trace.
+        foreseen = isinstance(err, (ClipExtError, ValueError, OSError))
         if not foreseen and not type(err).__module__.startswith("pymilvus."):
             raise
         print(f"clip-ext: {' '.join(str(err).split())}", file=sys.stderr)
@@ -57,7 +58,9 @@ def main() -> None:
 
 @app.command()
 def index(
-    folder: Annotated[str, typer.Argument(help="Folder, glob pattern, or one image.")],
+    folder: Annotated[
+        list[str], typer.Argument(help="Folders, patterns or images; any number of them.")
+    ],
     model: Annotated[str, typer.Option(help="Alias, hub id or directory; see `models`.")] = (
         "clip-ViT-B-32"
     ),
@@ -77,12 +80,13 @@ def index(
     Example: clip-ext index ./photos --model clip-ViT-B-32 --uri ./photos.db
     """
     from .ingest import IngestReport, iter_ingest
-    from .nodes import list_images
+    from .nodes import IMAGE_SUFFIXES, list_images
     from .store import create_vector_store
 
-    paths = list(list_images(folder, recursive=recursive))
+    paths = [path for one in folder for path in list_images(one, recursive=recursive)]
     if not paths:
-        raise FileNotFoundError(f"no images in {folder!r}")
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise FileNotFoundError(f"no images in {' '.join(folder)} (looked for {suffixes})")
     embed_model = _load_model(model, device)
     report = IngestReport()
     with (
@@ -112,9 +116,9 @@ def search(
     image: Annotated[
         Path | None, typer.Option(help="Find what is like this picture, instead of a text.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", "--top-k", min=1, help="Hits, at most.")] = 5,
+    k: Annotated[int, typer.Option("-k", "--top-k", min=1, max=16384, help="Hits, at most.")] = 5,
     model: Annotated[
-        str | None, typer.Option(help="Model of the collection, if not where it was.")
+        str | None, typer.Option(help="The collection's model, if its directory has moved.")
     ] = None,
     uri: Uri = "./clip_ext.db",
     token: Token = "",
@@ -132,11 +136,11 @@ def search(
 
     if (text is None) == (image is None):
         raise typer.BadParameter("give a TEXT or --image FILE, one of them")
+    passport, _ = read_passport(uri=uri, token=token, collection_name=collection)
+    if model is None and passport is None:
+        raise typer.BadParameter("the collection does not say which model made it; --model?")
     if model is None:
-        passport, _ = read_passport(uri=uri, token=token, collection_name=collection)
-        if passport is None:
-            raise typer.BadParameter("the collection does not say which model made it; --model?")
-        model = passport.space.model
+        model = passport.space.model if passport else ""
     embed_model = _load_model(model, device)
     with create_vector_store(
         embed_model, uri=uri, token=token, collection_name=collection
@@ -181,7 +185,7 @@ def models(as_json: AsJson = False) -> None:
 
     specs = list_models()
     if as_json:
-        for spec in specs:
+        for spec in (*specs, *DEMO_MODELS.values()):
             print(json.dumps(asdict(spec), ensure_ascii=False))
         return
     rows = [
@@ -225,7 +229,7 @@ def demo(
     """
     from .demo.run import run_demo
 
-    _quiet_transformers()
+    print("Drawing 168 pictures, indexing them with two models, and searching ...", flush=True)
     result = run_demo(output)
     print(result.note)
     for search_result in result.searches:
@@ -240,15 +244,7 @@ def demo(
 def _load_model(name: str, device: str) -> DualEncoderEmbedding:
     from .embedding import load_embedding
 
-    _quiet_transformers()
     return load_embedding(name, device=device)
-
-
-def _quiet_transformers() -> None:
-    """Drop transformers' own bar over a load of a second or two, which would cross ours."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
 
 
 def _progress() -> Any:
@@ -298,8 +294,10 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*header, box=box.SIMPLE, show_header=any(header))
+    # A program that reads a pipe wants whole paths, not a terminal's width.
+    console = Console(width=None if sys.stdout.isatty() else 1000)
+    table = Table(*header, box=box.SIMPLE, show_header=any(header), show_edge=False)
     for row in rows:
         # As text: a file may be called [red].
         table.add_row(*(Text(cell, overflow="fold") for cell in row))
-    Console().print(table)
+    console.print(table)

@@ -142,6 +142,16 @@ def create(
     """Make a collection with our columns, its index and its passport."""
     schema = client.create_schema(auto_id=False, enable_dynamic_field=True)
     add_fields(schema, passport.space.dim)
+    client.create_collection(
+        collection_name,
+        schema=schema,
+        consistency_level=consistency_level,
+        properties=passport.to_properties(),
+    )
+    _add_index(client, collection_name, index)
+
+
+def _add_index(client: MilvusClient, collection_name: str, index: dict[str, Any]) -> None:
     params = {key: index[key] for key in index if key not in ("index_type", "metric_type")}
     index_params = client.prepare_index_params()
     index_params.add_index(
@@ -151,23 +161,22 @@ def create(
         metric_type=index["metric_type"],
         params=params,
     )
-    client.create_collection(
-        collection_name,
-        schema=schema,
-        index_params=index_params,
-        consistency_level=consistency_level,
-        properties=passport.to_properties(),
-    )
+    client.create_index(collection_name, index_params)
 
 
 def check(
-    client: MilvusClient, description: Mapping[str, Any], space: EmbeddingSpace
+    client: MilvusClient,
+    description: Mapping[str, Any],
+    space: EmbeddingSpace,
+    index: dict[str, Any],
 ) -> Passport | None:
     """Refuse a collection whose vectors are not this model's; complete one that was cut short."""
     name = description["collection_name"]
     passport = Passport.from_properties(description.get("properties") or {})
     if passport:
         passport.check(space, name)
+        if not client.list_indexes(name, field_name="embedding"):
+            _add_index(client, name, {**index, "metric_type": passport.metric})
         metric = client.describe_index(name, "embedding")["metric_type"]
         if metric != passport.metric:
             raise StoreError(

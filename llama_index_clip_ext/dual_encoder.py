@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,15 +23,18 @@ from llama_index.core.instrumentation.events.embedding import (
     EmbeddingEndEvent,
     EmbeddingStartEvent,
 )
-from llama_index.core.schema import BaseNode, ImageNode, MetadataMode
+from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.utils import get_tqdm_iterable
+from PIL import ImageColor
+from typing_extensions import TypedDict
 
 from .checkpoint import Checkpoint, find_checkpoint
 from .encoder import Dtype, Encoder, OnLongText
 from .errors import ImageLoadError, ModelLoadError
 from .images import ImageFailure, OnError, iter_images
 from .models import EmbeddingSpace, Family, resolve_model
-from .sources import ImageSource, describe_source, has_image, image_digest
+from .nodes import is_image_node
+from .sources import ImageSource, describe_source, image_digest
 from .vectors import Rows
 
 logger = logging.getLogger(__name__)
@@ -58,6 +62,26 @@ class ImageEmbeddings:
     embeddings: Rows
     kept: list[int]
     failures: list[ImageFailure]
+
+
+class EmbeddingOptions(TypedDict, total=False):
+    """The options of `DualEncoderEmbedding`, for those who pass them on."""
+
+    device: str
+    dtype: Dtype
+    embed_batch_size: int
+    on_long_text: OnLongText
+    on_error: OnError
+    background: str
+    allow_urls: bool
+    cache_folder: str | Path | None
+    revision: str | None
+    local_files_only: bool
+    endpoint: str | None
+    callback_manager: CallbackManager | None
+    num_workers: int | None
+    embeddings_cache: Any | None
+    rate_limiter: Any | None
 
 
 class DualEncoderEmbedding(MultiModalEmbedding):
@@ -89,7 +113,6 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     """
 
     family: ClassVar[Family]
-    default_model: ClassVar[str]
 
     device: str
     dtype: str
@@ -103,10 +126,11 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     endpoint: str | None
 
     _encoder: Encoder | None = PrivateAttr(default=None)
+    _encoder_settings: tuple[Any, ...] = PrivateAttr(default=())
 
     def __init__(
         self,
-        model_name: str | Path | None = None,
+        model_name: str | Path,
         *,
         device: str = "auto",
         dtype: Dtype = "auto",
@@ -127,7 +151,9 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         _check_choice("dtype", dtype, ("auto", "float32", "float16", "bfloat16"))
         _check_choice("on_long_text", on_long_text, ("truncate", "error"))
         _check_choice("on_error", on_error, ("raise", "skip"))
-        name = str(model_name or self.default_model)
+        # An unknown colour is a ValueError here, not at the first picture.
+        ImageColor.getrgb(background)
+        name = str(model_name)
         family = resolve_model(name).family
         if family not in (None, self.family):
             raise ModelLoadError(_wrong_class(name, str(family), type(self).__name__))
@@ -153,14 +179,23 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     @property
     def encoder(self) -> Encoder:
         """The encoder; its files are looked up on first use, its weights read on first encoding."""
+        settings = (
+            *(self.model_name, self.revision, self.cache_folder, self.endpoint),
+            *(self.device, self.dtype, self.on_long_text),
+        )
+        # Asked for the settings, too: a copy with another model_name must not keep the weights.
+        encoder = self._encoder
+        if encoder is not None and self._encoder_settings == settings:
+            return encoder
         with _ENCODER_LOCK:
-            if self._encoder is None:
+            if self._encoder is None or self._encoder_settings != settings:
                 self._encoder = Encoder(
                     self._find_checkpoint(),
                     device=self.device,
                     dtype=self.dtype,  # type: ignore[arg-type]
                     on_long_text=self.on_long_text,  # type: ignore[arg-type]
                 )
+                self._encoder_settings = settings
             return self._encoder
 
     @property
@@ -194,6 +229,8 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             ImageLoadError: If an image fails and ``on_error`` is ``"raise"``; carries its index.
         """
         _check_choice("on_error", on_error, ("raise", "skip"))
+        if isinstance(sources, (str, bytes, os.PathLike)):
+            raise TypeError(f"sources is one {type(sources).__name__}, expected a list of images")
         failures: list[ImageFailure] | None = [] if on_error == "skip" else None
         kept: list[int] = []
         parts: list[Rows] = [np.empty((0, self.dim), dtype=np.float32)]
@@ -221,11 +258,15 @@ class DualEncoderEmbedding(MultiModalEmbedding):
 
     def get_image_embedding(self, img_file_path: ImageSource) -> Embedding:
         """Embed one image of any kind. Shape ``(dim,)``, unit length."""
-        return self.get_image_embedding_batch([img_file_path])[0]
+        try:
+            return self.get_image_embedding_batch([img_file_path])[0]
+        except ImageLoadError as err:
+            # One image has no position.
+            raise type(err)(err.reason, source=err.source) from err.__cause__
 
     async def aget_image_embedding(self, img_file_path: ImageSource) -> Embedding:
         """Do what `get_image_embedding` does, off the event loop."""
-        return (await self.aget_image_embedding_batch([img_file_path]))[0]
+        return await self._run(lambda: self.get_image_embedding(img_file_path))
 
     def get_image_embedding_batch(
         self, img_file_paths: Sequence[ImageSource], show_progress: bool = False
@@ -255,7 +296,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         Raises:
             ImageLoadError: If an image does not load and ``on_error`` is ``"raise"``.
         """
-        images = [index for index, node in enumerate(nodes) if _is_image(node)]
+        images = [index for index, node in enumerate(nodes) if is_image_node(node)]
         texts = sorted(set(range(len(nodes))) - set(images))
         contents = [nodes[index].get_content(MetadataMode.EMBED) for index in texts]
         for index, row in zip(
@@ -295,16 +336,15 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     def _image_events(self, sources: list[ImageSource]) -> Iterator[list[Embedding]]:
         """Tell LlamaIndex's observers of one batch; the caller fills in the embeddings."""
         embeddings: list[Embedding] = []
+        # As text: observers count the tokens of what they are told.
+        names = [describe_source(source) for source in sources]
         payload = self.to_payload()
         dispatcher.event(EmbeddingStartEvent(model_dict=payload))
         with self.callback_manager.event(
             CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: payload}
         ) as event:
             yield embeddings
-            event.on_end(
-                payload={EventPayload.CHUNKS: sources, EventPayload.EMBEDDINGS: embeddings}
-            )
-        names = [describe_source(source) for source in sources]
+            event.on_end(payload={EventPayload.CHUNKS: names, EventPayload.EMBEDDINGS: embeddings})
         dispatcher.event(EmbeddingEndEvent(chunks=names, embeddings=embeddings))
 
     def _embed_batch(
@@ -394,10 +434,6 @@ class DualEncoderEmbedding(MultiModalEmbedding):
 
     async def _aget_image_embedding(self, img_file_path: ImageSource) -> Embedding:
         return await self._run(lambda: self._get_image_embedding(img_file_path))
-
-
-def _is_image(node: BaseNode) -> bool:
-    return isinstance(node, ImageNode) or has_image(node)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

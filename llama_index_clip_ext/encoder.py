@@ -72,6 +72,8 @@ class Encoder:
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
+        # Apart from the lock under which the model runs: event loops ask for the executor.
+        self._executor_lock = threading.Lock()
         self._model: Any = None
         self._image_processor: Any = None
         self._tokenizer: Any = None
@@ -91,7 +93,7 @@ class Encoder:
     @property
     def executor(self) -> ThreadPoolExecutor:
         """The one thread on which async callers run this model, so that calls queue up in order."""
-        with self._lock:
+        with self._executor_lock:
             # A forked child inherits the object but not its thread.
             if self._executor is None or self._executor_pid != os.getpid():
                 self._executor = ThreadPoolExecutor(1, thread_name_prefix="clip-encoder")
@@ -263,6 +265,9 @@ class Encoder:
 
         checkpoint = self.checkpoint
         model_class = getattr(transformers, _CLASSES[checkpoint.family][0])
+        # A bar over a load of a second or two would cross the caller's own.
+        shows_bars = transformers.utils.logging.is_progress_bar_enabled()
+        transformers.utils.logging.disable_progress_bar()
         try:
             model, info = model_class.from_pretrained(
                 checkpoint.directory,
@@ -274,6 +279,9 @@ class Encoder:
             )
         except (OSError, ValueError, RuntimeError) as err:
             raise ModelLoadError(f"cannot load {checkpoint.name!r}: {err}") from err
+        finally:
+            if shows_bars:
+                transformers.utils.logging.enable_progress_bar()
         # Of a mismatch transformers 5 gives the key and both shapes, 4 the key.
         mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
         missing = [*info["missing_keys"], *mismatched]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
@@ -169,8 +170,18 @@ def _check_pixels(image: Image.Image, max_pixels: int) -> None:
         raise ImageLoadError(f"{image.width}x{image.height}: a picture without pixels")
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Return a decoded copy, turned as its EXIF data say."""
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        # The EXIF data are damaged, the pixels are whole.
+        return image.copy()
+
+
 def _to_rgb(image: Image.Image, background: str) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith(("I", "F")):
@@ -179,6 +190,8 @@ def _to_rgb(image: Image.Image, background: str) -> Image.Image:
         if (clear := image.info.get("transparency")) is not None:
             picture.paste(ImageColor.getrgb(background), mask=Image.fromarray(values == clear))
         return picture
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
         picture = image.convert("RGBA")
         canvas = Image.new("RGBA", picture.size, ImageColor.getrgb(background))

@@ -90,6 +90,7 @@ def ingest_images(
         FileNotFoundError: If the folder or pattern matches nothing that exists.
         ImageLoadError: If an image fails and ``on_error`` is ``"raise"``; what was stored before
             stays.
+        EmbeddingSpaceMismatchError: If the store holds vectors of another model.
         TypeError: If an item is neither a path nor an image node.
     """
     items: Any = source
@@ -129,6 +130,12 @@ def iter_ingest(
         raise ValueError(f"on_error is {on_error!r}, expected 'raise' or 'skip'")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    if not isinstance(vector_store, CLIPMilvusVectorStore):
+        raise TypeError(
+            f"vector_store is a {type(vector_store).__name__}, expected what create_vector_store "
+            "returns"
+        )
+    vector_store.check_model(embed_model)
     report = IngestReport()
     started = time.perf_counter()
     numbered = enumerate(items)
@@ -197,37 +204,67 @@ def _store_batch(
 ) -> None:
     """Embed and store what the store lacks or has otherwise."""
     stored = vector_store.get_hashes([node.node_id for node in nodes.values()])
-    # Of an id that comes twice, the last counts, as in the store.
-    latest = {node.node_id: index for index, node in nodes.items()}
-    changed = [
-        index
-        for index, node in nodes.items()
-        if latest[node.node_id] == index and stored.get(node.node_id) != node_hash(node)
-    ]
-    for index in list(changed):
-        try:
-            check_node(nodes[index])
-        except (TypeError, ValueError) as err:
-            if on_error == "raise":
-                raise
-            changed.remove(index)
-            report.failed.append(ImageFailure(index, describe_source(nodes[index]), str(err)))
-            del nodes[index]
-    try:
-        result = embed_model.embed_images([nodes[index] for index in changed], on_error=on_error)
-    except ImageLoadError as err:
-        raise type(err)(err.reason, source=err.source, index=changed[err.index or 0]) from err
-    embedded = []
-    for position, row in zip(result.kept, result.embeddings.tolist(), strict=True):
-        node = nodes[changed[position]].model_copy(update={"embedding": row})
-        embedded.append(node)
+    known = dict(stored)
+    changed: dict[int, BaseNode] = {}
+    repeated: dict[int, BaseNode] = {}
+    for index, node in nodes.items():
+        row_hash = node_hash(node)
+        if stored.get(node.node_id) == row_hash == known[node.node_id]:
+            report.unchanged += 1
+        elif known.get(node.node_id) == row_hash:
+            repeated[index] = node
+        elif reason := _refusal(node, on_error):
+            report.failed.append(ImageFailure(index, describe_source(node), reason))
+        else:
+            changed[index] = node
+            known[node.node_id] = row_hash
+    embedded, failures = _embed(changed, embed_model, on_error)
+    report.failed += failures
+    vector_store.add(embedded)
+    for node in embedded:
         if node.node_id in stored:
             report.replaced += 1
         else:
             report.added += 1
-    vector_store.add(embedded)
-    report.unchanged += len(nodes) - len(changed)
-    report.failed += [
-        ImageFailure(changed[failure.index], failure.source, failure.reason)
+            stored[node.node_id] = ""
+    # What came twice in this batch shares the fate of its first.
+    reasons = {nodes[failure.index].node_id: failure.reason for failure in failures}
+    for index, node in repeated.items():
+        if node.node_id in reasons:
+            reason = reasons[node.node_id]
+            report.failed.append(ImageFailure(index, describe_source(node), reason))
+        else:
+            report.unchanged += 1
+
+
+def _refusal(node: BaseNode, on_error: OnError) -> str:
+    """Say why Milvus could not store a node; empty if it could."""
+    try:
+        check_node(node)
+    except (TypeError, ValueError) as err:
+        if on_error == "raise":
+            raise
+        return str(err)
+    return ""
+
+
+def _embed(
+    nodes: dict[int, BaseNode],
+    embed_model: DualEncoderEmbedding,
+    on_error: OnError,
+) -> tuple[list[BaseNode], list[ImageFailure]]:
+    """Return copies of the nodes with their embeddings, and the nodes whose image fails."""
+    positions = list(nodes)
+    try:
+        result = embed_model.embed_images(list(nodes.values()), on_error=on_error)
+    except ImageLoadError as err:
+        raise type(err)(err.reason, source=err.source, index=positions[err.index or 0]) from err
+    failures = [
+        ImageFailure(positions[failure.index], failure.source, failure.reason)
         for failure in result.failures
     ]
+    embedded = [
+        nodes[positions[position]].model_copy(update={"embedding": row})
+        for position, row in zip(result.kept, result.embeddings.tolist(), strict=True)
+    ]
+    return embedded, failures

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -86,10 +87,15 @@ def disconnect(path: str) -> None:
 def _open_error(path: str) -> StoreError:
     """Find out why Milvus Lite did not open a file: its own message never says."""
     file = Path(path)
+    if find_spec("milvus_lite") is None:
+        return StoreError(
+            "embedded Milvus needs the package milvus-lite, which there is not for Windows; use a "
+            "Milvus server and its http:// address"
+        )
     if file.is_file():
         return StoreError(
-            f"{path} is a file, not a folder: it was written by milvus-lite 2.x, whose format 3.x "
-            "cannot read; choose another path and index again"
+            f"{path} is a file; milvus-lite 3 keeps a folder of that name, and cannot read the "
+            "file that milvus-lite 2 kept. Choose another path and index again"
         )
     lock = file / "LOCK"
     if not os.access(lock if lock.exists() else file if file.exists() else file.parent, os.W_OK):

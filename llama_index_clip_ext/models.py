@@ -53,7 +53,7 @@ class EmbeddingSpace:
         model: Name of the model that made the vectors.
         revision: Commit of the checkpoint on the hub, where it is known.
         weights: SHA-256 of the weight files.
-        preprocessing: SHA-256 of the image processor's settings.
+        preprocessing: SHA-256 of the image processor's settings and the tokenizer's vocabulary.
         dim: Components of a vector.
     """
 
@@ -87,8 +87,17 @@ _DEMO_CHECKPOINTS = Path(__file__).resolve().parent / "demo" / "checkpoints"
 
 # Tiny encoders that ship with the package: they know drawn shapes, colours and digits only.
 DEMO_MODELS = {
-    "demo-clip": _DEMO_CHECKPOINTS / "clip",
-    "demo-chinese-clip": _DEMO_CHECKPOINTS / "chinese-clip",
+    spec.name: spec
+    for spec in (
+        ModelSpec("demo-clip", str(_DEMO_CHECKPOINTS / "clip"), "clip", 64, CLIP_CONTEXT_LENGTH),
+        ModelSpec(
+            "demo-chinese-clip",
+            str(_DEMO_CHECKPOINTS / "chinese-clip"),
+            "chinese-clip",
+            64,
+            CHINESE_CLIP_CONTEXT_LENGTH,
+        ),
+    )
 }
 
 # What huggingface_hub's validate_repo_id lets through.
@@ -119,7 +128,7 @@ def resolve_model(name: str | Path) -> ModelSpec:
         if text.lower() in (spec.name.lower(), spec.checkpoint.lower()):
             return spec
     if text in DEMO_MODELS:
-        return ModelSpec(text, str(DEMO_MODELS[text]))
+        return DEMO_MODELS[text]
     directory = Path(text).expanduser()
     if text and directory.is_dir():
         return ModelSpec(text, str(directory.resolve()))

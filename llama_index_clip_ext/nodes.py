@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import logging
 import os
 import unicodedata
 import uuid
@@ -16,7 +17,10 @@ from llama_index.core.schema import BaseNode, ImageNode
 from PIL import Image
 
 from .errors import ImageLoadError
-from .sources import image_digest
+from .images import OnError
+from .sources import has_image, image_digest
+
+logger = logging.getLogger(__name__)
 
 Captions: TypeAlias = Union[Literal["sidecar"], Callable[[Path], "str | None"], None]
 ImageItem: TypeAlias = Union[str, "os.PathLike[str]", BaseNode]
@@ -51,6 +55,7 @@ def load_image_nodes(
     recursive: bool = True,
     captions: Captions = "sidecar",
     id_by: Literal["path", "content"] = "path",
+    on_error: OnError = "raise",
 ) -> list[ImageNode]:
     """Make a node of each image file, without decoding or embedding it.
 
@@ -61,6 +66,8 @@ def load_image_nodes(
             one; a callable is given the path and returns the caption; ``None`` leaves it empty.
         id_by: What an id is made of. By path, a changed file replaces its row and copies are kept
             apart; by content, copies are one row and a moved file keeps its id.
+        on_error: For a file that cannot be read: raise, or leave it out with a warning. Whether it
+            holds a picture is found out when it is decoded.
 
     Returns:
         Nodes sorted by path for a folder or pattern, else in the order given. Their metadata holds
@@ -70,11 +77,19 @@ def load_image_nodes(
 
     Raises:
         FileNotFoundError: If the folder or pattern matches nothing that exists.
-        ImageLoadError: If a file cannot be read.
+        ImageLoadError: If a file cannot be read and ``on_error`` is ``"raise"``.
     """
-    return [make_image_node(path, captions=captions, id_by=id_by) for path in list_images(
-        source, recursive=recursive
-    )]  # fmt: skip
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error is {on_error!r}, expected 'raise' or 'skip'")
+    nodes = []
+    for path in list_images(source, recursive=recursive):
+        try:
+            nodes.append(make_image_node(path, captions=captions, id_by=id_by))
+        except ImageLoadError as err:
+            if on_error == "raise":
+                raise
+            logger.warning("left out %s", err)
+    return nodes
 
 
 def list_images(
@@ -88,6 +103,8 @@ def list_images(
     if not isinstance(source, (str, os.PathLike)):
         yield from source
         return
+    if not os.fspath(source):
+        raise FileNotFoundError("the folder is an empty string; for this one, say '.'")
     path = Path(source).expanduser()
     if path.is_dir():
         yield from _walk(path, recursive)
@@ -102,9 +119,15 @@ def list_images(
 
 
 def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
-    with os.scandir(folder) as found:
-        entries = sorted(found, key=lambda entry: entry.name)
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError:
+        yield folder  # Reported as what cannot be read, where a file would be.
+        return
     for entry in entries:
+        if entry.name.startswith("."):
+            continue  # Hidden, such as the ._NAME.jpg that macOS leaves beside NAME.jpg.
         if entry.is_dir():
             # Links to folders are not followed: they may lead back up.
             if recursive and not entry.is_symlink():
@@ -127,12 +150,19 @@ def make_image_node(
     """
     if id_by not in ("path", "content"):
         raise ValueError(f"id_by is {id_by!r}, expected 'path' or 'content'")
-    file = Path(os.path.realpath(Path(path).expanduser()))
-    readable = str(file).encode("utf-8", "backslashreplace").decode()
-    if readable != str(file):
+    try:
+        # Links are followed, so that a file has one id and one row whichever way it is reached.
+        file = Path(os.path.realpath(Path(path).expanduser()))
+    except (ValueError, RuntimeError) as err:
+        raise ImageLoadError(f"no path ({err})", source=os.fspath(path)) from err
+    given = os.fsencode(path).decode("utf-8", "backslashreplace")
+    if str(file).encode("utf-8", "backslashreplace").decode() != str(file):
         reason = "its name is no Unicode text, as of another encoding; rename it"
-        raise ImageLoadError(reason, source=readable)
-    content_hash = image_digest(file)
+        raise ImageLoadError(reason, source=given)
+    try:
+        content_hash = image_digest(file)
+    except ImageLoadError as err:
+        raise type(err)(err.reason, source=given) from err
     metadata: dict[str, Any] = {
         "file_path": str(file),
         "file_name": file.name,
@@ -141,35 +171,46 @@ def make_image_node(
         "content_hash": content_hash,
     }
     # NFC, so that one name has one id whichever way the file system spells its accents.
+    caption = _caption(file, captions)
     name = unicodedata.normalize("NFC", file.as_posix()) if id_by == "path" else content_hash
     return HashedImageNode(  # type: ignore[call-arg]
         id_=str(uuid.uuid5(_NAMESPACE, name)),
-        text=_caption(file, captions),
+        text=caption,
         image_path=str(file),
         image_mimetype=metadata["file_type"] or None,
         metadata=metadata,
-        # The caption is what a language model or a text tower should read of an image.
-        excluded_embed_metadata_keys=sorted(metadata),
-        excluded_llm_metadata_keys=sorted(metadata.keys() - {"file_name"}),
+        # The caption is what another model should read of an image. Without one the name is left,
+        # because LlamaIndex's indexes pass over nodes whose text to embed is empty.
+        excluded_embed_metadata_keys=[key for key in metadata if caption or key != "file_name"],
+        excluded_llm_metadata_keys=[key for key in metadata if key != "file_name"],
     )
 
 
 def with_content_hash(node: BaseNode) -> BaseNode:
-    """Return the node with ``content_hash`` in its metadata; a copy, if it had none.
+    """Return the node with its image's ``content_hash`` of now; a copy, unless it has it already.
 
     Raises:
         ImageLoadError: If the node's image cannot be read.
     """
-    if node.metadata.get("content_hash") and isinstance(node, HashedImageNode):
+    content_hash = image_digest(node)
+    if node.metadata.get("content_hash") == content_hash:
         return node
     copy = node.model_copy()
-    copy.metadata = {**node.metadata, "content_hash": image_digest(node)}
+    copy.metadata = {**node.metadata, "content_hash": content_hash}
     return copy
+
+
+def is_image_node(node: BaseNode) -> bool:
+    """Whether a node is an image to embed, rather than a text."""
+    return isinstance(node, ImageNode) or has_image(node)
 
 
 def _file_facts(file: Path) -> dict[str, Any]:
     """Read what the file system and the picture's header tell; what they do not is left out."""
-    stat = file.stat()
+    try:
+        stat = file.stat()
+    except OSError as err:
+        raise ImageLoadError(f"unreadable ({err.strerror})", source=str(file)) from err
     modified = datetime.fromtimestamp(stat.st_mtime, tz=timezone.utc)
     facts: dict[str, Any] = {
         "file_size": stat.st_size,
@@ -201,5 +242,5 @@ def _caption(file: Path, captions: Captions) -> str:
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as err:
-        reason = f"its caption {sidecar.name} cannot be read: {err}"
+        reason = f"its caption {sidecar.name} cannot be read ({err}); save it as UTF-8"
         raise ImageLoadError(reason, source=str(file)) from err

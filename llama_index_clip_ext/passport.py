@@ -15,6 +15,8 @@ from .models import EmbeddingSpace
 PROPERTY = "clip_ext.passport"
 FORMAT = 1
 
+_HASHES = ("weights", "preprocessing")
+
 
 @dataclass(frozen=True)
 class Passport:
@@ -82,11 +84,10 @@ class Passport:
                 expected=self.space.dim,
                 actual=space.dim,
             )
-        different = [
-            name
-            for name in ("weights", "preprocessing")
-            if getattr(self.space, name) != getattr(space, name)
-        ]
+        # One revision may come as safetensors here and as PyTorch's own format there.
+        same_revision = (space.model, space.revision) == (self.space.model, self.space.revision)
+        hashed = ("preprocessing",) if same_revision and space.revision else _HASHES
+        different = [name for name in hashed if getattr(self.space, name) != getattr(space, name)]
         if different:
             raise EmbeddingSpaceMismatchError(
                 f"collection {collection!r} holds vectors of {_name(self.space)}, this model is "

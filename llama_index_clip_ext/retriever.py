@@ -43,6 +43,10 @@ def create_retriever(
         similarity_cutoff: Leave out hits below this cosine. A good text-to-image hit scores 0.2 to
             0.4 with CLIP, an image-to-image one far more: no one number suits both.
         callback_manager: LlamaIndex's.
+
+    Raises:
+        EmbeddingSpaceMismatchError: If the store holds vectors of another model.
+        ValueError: If the modality or ``similarity_top_k`` is impossible.
     """
     return CLIPRetriever(
         embed_model,
@@ -81,6 +85,12 @@ class CLIPRetriever(MultiModalRetriever):
     ) -> None:
         if modality not in ("image", "text"):
             raise ValueError(f"modality is {modality!r}, expected 'image' or 'text'")
+        if not isinstance(vector_store, CLIPMilvusVectorStore):
+            raise TypeError(
+                f"vector_store is a {type(vector_store).__name__}, expected what "
+                "create_vector_store returns"
+            )
+        vector_store.check_model(embed_model)
         if similarity_top_k < 1:
             raise ValueError(f"similarity_top_k is {similarity_top_k}, expected at least 1")
         super().__init__(callback_manager=callback_manager or embed_model.callback_manager)
@@ -119,10 +129,11 @@ class CLIPRetriever(MultiModalRetriever):
         return await self._asearch(await self._aembed_text(bundle), "text")
 
     def _text_to_image_retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return self._search(self._embed_text(query_bundle), "image")
+        return self._search(query_bundle.embedding or self._embed_text(query_bundle), "image")
 
     async def _atext_to_image_retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return await self._asearch(await self._aembed_text(query_bundle), "image")
+        embedding = query_bundle.embedding or await self._aembed_text(query_bundle)
+        return await self._asearch(embedding, "image")
 
     def _image_to_image_retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         embedding = self.embed_model.get_image_embedding(_image_path(query_bundle))

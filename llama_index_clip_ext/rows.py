@@ -21,7 +21,8 @@ from pydantic_core import to_jsonable_python
 from pymilvus import CollectionSchema, DataType
 
 from .errors import EmbeddingError, RowTooLargeError
-from .sources import has_image, image_digest
+from .nodes import is_image_node
+from .sources import image_digest
 from .vectors import check_vector
 
 Modality: TypeAlias = Literal["image", "text"]
@@ -63,13 +64,13 @@ def add_fields(schema: CollectionSchema, dim: int) -> CollectionSchema:
 
 def modality_of(node: BaseNode) -> Modality:
     """Say by which tower a node was embedded: the image's, if it holds one."""
-    return "image" if isinstance(node, ImageNode) or has_image(node) else "text"
+    return "image" if is_image_node(node) else "text"
 
 
 def node_hash(node: BaseNode) -> str:
     """Return the SHA-256 of all that a row is made of: image content, caption and metadata."""
     metadata = {key: value for key, value in node.metadata.items() if key not in _VOLATILE_METADATA}
-    content = [_text(node), metadata]
+    content = [_text(node), metadata, node.ref_doc_id, _image_address(node)]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -174,6 +175,12 @@ def _text(node: BaseNode) -> str:
         return node.text or ""
     resource = getattr(node, "text_resource", None)
     return (resource.text or "") if resource else ""
+
+
+def _image_address(node: BaseNode) -> list[str]:
+    names = ("image_path", "image_url") if isinstance(node, ImageNode) else ("path", "url")
+    holder = node if isinstance(node, ImageNode) else getattr(node, "image_resource", None)
+    return [str(getattr(holder, name, None) or "") for name in names]
 
 
 def _holds_pixels(node: BaseNode) -> bool:

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import re
+import struct
 from pathlib import Path
 from typing import Any, TypeAlias, Union
 
@@ -56,7 +57,10 @@ def _digestible(raw: bytes | Image.Image | NDArray[Any]) -> bytes:
     if isinstance(raw, np.ndarray):
         return f"{raw.dtype}{raw.shape}".encode() + raw.tobytes()
     content = raw.tobytes()
-    orientation = raw.getexif().get(_EXIF_ORIENTATION, 1)
+    try:
+        orientation = raw.getexif().get(_EXIF_ORIENTATION, 1)
+    except (SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        orientation = 1  # Damaged EXIF data turn nothing.
     header = [raw.mode, raw.size, orientation, raw.getpalette(), raw.info.get("transparency")]
     return repr(header).encode() + content
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -37,6 +39,10 @@ _MAX_TOP_K = 16_384  # Milvus's query window.
 _MAX_IDS = 1_000  # Ids in one expression.
 _MMR_PREFETCH = 4
 _CONSISTENCY_LEVELS = ("Strong", "Session", "Bounded", "Eventually")
+
+
+# What a server takes; Milvus Lite would take more.
+_COLLECTION_NAME = re.compile(r"[A-Za-z_]\w{0,254}", re.ASCII)
 
 
 class _HasSpace(Protocol):
@@ -84,8 +90,13 @@ def create_vector_store(
         StoreError: If the database cannot be opened.
         ValueError: If the index, metric or consistency level is not one that works here.
     """
+    if not _COLLECTION_NAME.fullmatch(collection_name):
+        raise ValueError(
+            f"collection_name is {collection_name!r}, expected letters, digits and underscores, "
+            "and no digit first"
+        )
     return CLIPMilvusVectorStore(
-        space=embed_model.space,
+        space=_space_of(embed_model),
         uri=uri,
         token=token,
         db_name=db_name,
@@ -112,6 +123,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
     _columns: dict[str, str] = PrivateAttr(default_factory=missing_values)
     _is_partitioned: bool = PrivateAttr(default=True)
     _is_closed: bool = PrivateAttr(default=False)
+    _closing: threading.Lock = PrivateAttr(default_factory=threading.Lock)
 
     def __init__(
         self,
@@ -139,10 +151,10 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
                 if overwrite and client.has_collection(collection_name):
                     client.drop_collection(collection_name)
                 if not client.has_collection(collection_name):
-                    made = Passport(space, index["metric_type"])
-                    collection.create(client, collection_name, made, index, consistency_level)
+                    new = Passport(space, index["metric_type"])
+                    collection.create(client, collection_name, new, index, consistency_level)
                 description = client.describe_collection(collection_name)
-                passport = collection.check(client, description, space)
+                passport = collection.check(client, description, space, index)
                 # Serially and before any thread searches: after reopening, Milvus Lite's
                 # collections are released, and a first access by several threads loses rows.
                 client.load_collection(collection_name)
@@ -160,6 +172,8 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
                     use_async_client=False,
                 )
                 self._milvusclient.close()
+                partitions = client.list_partitions(collection_name)
+                made = client.describe_index(collection_name, "embedding") or {}
         except BaseException:
             collection.disconnect(client, path)
             raise
@@ -167,12 +181,12 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         self._milvusclient = client
         self._passport = passport
         self._dim = space.dim
-        self._has_hnsw = index["index_type"] == "HNSW"
+        # As it was made, which the options of a later opening do not change.
+        self._has_hnsw = made.get("index_type") == "HNSW"
         self._lite_path = path
         self._lock = lock
         names = [field["name"] for field in description["fields"]]
         self._columns = missing_values() if passport else dict.fromkeys(names, "")
-        partitions = client.list_partitions(collection_name)
         self._is_partitioned = set(PARTITIONS.values()) <= set(partitions)
 
     @classmethod
@@ -184,6 +198,18 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
     def passport(self) -> Passport | None:
         """What the collection says of its vectors; ``None`` if another program made it."""
         return self._passport
+
+    def check_model(self, embed_model: _HasSpace) -> None:
+        """Refuse a model whose embeddings do not belong here, as opening the store does.
+
+        Raises:
+            TypeError: If it is none of this package's embedding models.
+            DimensionMismatchError: If its vectors have another dimension.
+            EmbeddingSpaceMismatchError: If another model wrote the collection.
+        """
+        space = _space_of(embed_model)
+        if self._passport:
+            self._passport.check(space, self.collection_name)
 
     @property
     def client(self) -> MilvusClient:
@@ -332,8 +358,11 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
 
     def close(self) -> None:
         """Let go of the database; the last store to close an embedded file unlocks it."""
-        if not self._is_closed:
+        with self._closing:
+            if self._is_closed:
+                return
             self._is_closed = True
+        with self._lock:  # After the call that another thread may be in.
             collection.disconnect(self._milvusclient, self._lite_path)
 
     def __enter__(self) -> CLIPMilvusVectorStore:
@@ -341,6 +370,15 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        model = self._passport.space.model if self._passport else "unknown"
+        return (
+            f"{type(self).__name__}(uri={self.uri!r}, collection_name={self.collection_name!r}, "
+            f"model={model!r})"
+        )
+
+    __str__ = __repr__
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -484,6 +522,16 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             mmr_threshold=threshold,
         )
         return [by_id[node_id] for node_id in ids]
+
+
+def _space_of(embed_model: object) -> EmbeddingSpace:
+    space = getattr(embed_model, "space", None)
+    if not isinstance(space, EmbeddingSpace):
+        raise TypeError(
+            f"embed_model is a {type(embed_model).__name__}, expected CLIPEmbedding or "
+            "ChineseCLIPEmbedding, as load_embedding(name) makes them"
+        )
+    return space
 
 
 def _chunks(ids: list[str], size: int) -> Iterator[list[str]]:

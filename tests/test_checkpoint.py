@@ -31,6 +31,7 @@ def write(directory: Path, **files) -> Path:
     Names are given with ``__`` for the dot.
     """
     default = {"config__json": CONFIG, "preprocessor_config__json": CLIP_PREPROCESSOR}
+    default["vocab__json"] = {"a</w>": 0}
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in {**default, "model__safetensors": b"weights", **files}.items():
         if content is not None:
@@ -234,12 +235,13 @@ def test_preprocessing_in_the_processor_s_file(tmp_path):
 def test_checkpoint_saved_again_by_transformers_is_the_same_space(
     family, clip_dir, chinese_clip_dir, tmp_path
 ):
-    from transformers import CLIPImageProcessor
+    from transformers import AutoTokenizer, CLIPImageProcessor
     from transformers.models.chinese_clip import ChineseCLIPImageProcessor
 
     source = clip_dir if family == "clip" else chinese_clip_dir
     kind = CLIPImageProcessor if family == "clip" else ChineseCLIPImageProcessor
     kind.from_pretrained(source).save_pretrained(tmp_path / "again")
+    AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "again")
     for name in ("config.json", "model.safetensors"):
         shutil.copy(source / name, tmp_path / "again")
     before, after = find_checkpoint(source).space, find_checkpoint(tmp_path / "again").space
@@ -310,9 +312,9 @@ def test_offline_with_nothing_cached_tells_the_ways_out(local_files_only, tmp_pa
     message = str(caught.value)
     for part in (
         f"'{NAME}' ({REPOSITORY}) is not in the cache {tmp_path}",
-        f"(1) on a machine with access, run `clip-ext download {NAME} --local-dir DIR`",
-        "(2) use a mirror: set HF_ENDPOINT or pass endpoint=",
-        "(3) unset HF_HUB_OFFLINE and local_files_only",
+        f"(1) on a machine with access, run clip-ext download {NAME} --local-dir DIR",
+        "(2) name a mirror that works, by HF_ENDPOINT or endpoint",
+        "(3) where there is access, do not set HF_HUB_OFFLINE or local_files_only",
     ):
         assert part in message
 
@@ -550,3 +552,29 @@ def test_mirror_that_is_none(tmp_path):
         answer = run("find", name=NAME, cache_folder=tmp_path, endpoint=endpoint)
         server.shutdown()
     assert NAME in answer["error"]
+
+
+@pytest.mark.parametrize("family", ["clip", "chinese_clip"])
+def test_a_tokenizer_without_its_vocabulary_is_refused(family, tmp_path):
+    """transformers 5 would make one up, in which all texts are nearly alike."""
+    directory = write(tmp_path / "model", vocab__json=None, config__json={"model_type": family})
+    name = "vocab.json" if family == "clip" else "vocab.txt"
+    with pytest.raises(ModelLoadError, match=f"the tokenizer's {name} .* is missing"):
+        find_checkpoint(directory)
+
+
+def test_another_vocabulary_is_another_space(tmp_path):
+    first = find_checkpoint(write(tmp_path / "1", vocab__json={"a": 0, "b": 1})).space
+    other = find_checkpoint(write(tmp_path / "2", vocab__json={"a": 1, "b": 0})).space
+    assert first.weights == other.weights
+    assert first.preprocessing != other.preprocessing
+
+
+def test_weights_of_other_programs_do_not_count(tmp_path):
+    directory = write(
+        tmp_path / "model",
+        model__safetensors=None,
+        pytorch_model__bin=b"pickled",
+        open_clip_model__safetensors=b"another program's",
+    )
+    assert not find_checkpoint(directory).has_safetensors

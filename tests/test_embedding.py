@@ -88,11 +88,33 @@ def test_load_embedding_picks_the_class(clip_dir, st_dir, chinese_clip_dir):
         load_embedding("no-such-model")
 
 
-def test_load_embedding_has_the_defaults_of_the_classes():
-    own = inspect.signature(load_embedding).parameters
-    shared = inspect.signature(CLIPEmbedding.__init__).parameters
-    for name in set(own) - {"model_name"}:
-        assert own[name].default == shared[name].default
+def test_load_embedding_passes_options_on(clip_dir):
+    assert load_embedding(clip_dir, background="black").background == "black"
+    with pytest.raises(TypeError, match="modle"):
+        load_embedding(clip_dir, modle="x")
+
+
+def test_the_typed_options_are_those_of_the_constructor():
+    from llama_index_clip_ext.dual_encoder import DualEncoderEmbedding, EmbeddingOptions
+
+    parameters = set(inspect.signature(DualEncoderEmbedding.__init__).parameters)
+    assert set(EmbeddingOptions.__annotations__) == parameters - {"self", "model_name"}
+
+
+def test_one_path_is_no_list(clip, red):
+    with pytest.raises(TypeError, match="sources is one PosixPath, expected a list"):
+        clip.get_image_embedding_batch(red)
+
+
+def test_one_image_has_no_position(clip):
+    with pytest.raises(ImageNotFoundError, match=r"^image \(gone\.png\)") as caught:
+        clip.get_image_embedding("gone.png")
+    assert caught.value.index is None
+
+
+def test_an_unknown_colour_is_refused_at_once(clip_dir):
+    with pytest.raises(ValueError, match="notacolor"):
+        CLIPEmbedding(clip_dir, background="notacolor")
 
 
 def test_a_checkpoint_of_the_other_family_is_refused(clip_dir):
@@ -306,7 +328,7 @@ def test_callbacks_and_instrumentation(clip_dir, red):
         root.event_handlers.remove(recorder)
     pairs = debug.get_event_pairs(CBEventType.EMBEDDING)
     assert len(pairs) == 4  # two batches, one image, one text
-    assert pairs[0][1].payload["chunks"] == [red, red]
+    assert pairs[0][1].payload["chunks"] == [str(red), str(red)]
     assert pairs[0][1].payload["embeddings"] == rows[:2]
     names = [type(event).__name__ for event in seen]
     assert names.count("EmbeddingStartEvent") == names.count("EmbeddingEndEvent") == 4
@@ -424,3 +446,35 @@ def test_a_text_cache_entry_is_never_taken_for_an_image(clip_dir, red):
     image = embed_model.get_image_embedding(str(red))
     assert not np.allclose(text, image, atol=1e-3)
     np.testing.assert_allclose(embed_model.get_text_embedding(str(red)), text)
+
+
+def test_a_copy_with_another_model_gives_the_other_models_vectors(clip_dir, other_clip_dir, red):
+    embed_model = CLIPEmbedding(clip_dir)
+    first = embed_model.get_image_embedding(red)
+    other = embed_model.model_copy(update={"model_name": str(other_clip_dir)})
+    expected = CLIPEmbedding(other_clip_dir).get_image_embedding(red)
+    np.testing.assert_allclose(other.get_image_embedding(red), expected, atol=1e-6)
+    np.testing.assert_allclose(embed_model.get_image_embedding(red), first, atol=1e-6)
+
+
+async def test_asking_for_the_thread_does_not_wait_for_the_model(counted):
+    """The loop must go on while another thread holds the model, as in a load of seconds."""
+    embed_model, _ = counted
+    with embed_model.encoder._lock:
+        started = time.perf_counter()
+        task = asyncio.create_task(embed_model.aget_query_embedding("a"))
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+        assert time.perf_counter() - started < 2
+        assert not task.done()
+    assert len(await task) == 16
+
+
+def test_token_counting_takes_images(clip_dir, red):
+    from llama_index.core.callbacks import TokenCountingHandler
+
+    counter = TokenCountingHandler(tokenizer=str.split)
+    embed_model = CLIPEmbedding(clip_dir, callback_manager=CallbackManager([counter]))
+    embed_model.get_image_embedding(red)
+    embed_model([ImageNode(image_path=str(red))])
+    assert counter.total_embedding_token_count == 2

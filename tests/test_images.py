@@ -787,3 +787,11 @@ def test_loading_warns_of_nothing():
         warnings.simplefilter("error")
         for source, _ in TRANSPARENT.values():
             load_image(source)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_damaged_exif_costs_no_picture(suffix, tmp_path):
+    path = tmp_path / f"photo.{suffix}"
+    picture = Image.fromarray(PIXELS)
+    picture.save(path, exif=b"Exif\0\0garbage that is no TIFF header", lossless=True)
+    np.testing.assert_array_equal(np.asarray(load_image(path)), PIXELS)

@@ -183,3 +183,67 @@ def test_a_name_that_is_no_unicode_costs_a_line(ingest, store, pictures):
     assert counts(report) == (5, 0, 0, 1)
     assert "no Unicode text" in report.failed[0].reason
     str(report).encode()
+
+
+def test_the_same_bad_file_twice_is_two_failures(ingest, pictures):
+    (pictures / "bad.png").write_bytes(b"not a picture")
+    report = ingest([pictures / "bad.png", pictures / "bad.png", pictures / "red.png"])
+    assert counts(report) == (1, 0, 0, 2)
+    assert sorted(failure.index for failure in report.failed) == [0, 1]
+
+
+def test_a_bad_copy_does_not_cost_the_good_one(ingest, store, pictures):
+    good, bad = pictures / "red.png", pictures / "bad.png"
+    bad.write_bytes(b"not a picture")
+    nodes = [ImageNode(id_="d", image_path=str(path)) for path in (good, bad)]
+    assert counts(ingest(nodes)) == (1, 0, 0, 1)
+    assert store.get_nodes(["d"])[0].image_path == str(good)
+
+
+def test_a_node_that_moved_or_has_a_new_source_is_replaced(ingest, store, pictures):
+    copy = shutil.copy(pictures / "red.png", pictures / "copy.png")
+    assert ingest([ImageNode(id_="d", image_path=str(pictures / "red.png"))]).added == 1
+    assert ingest([ImageNode(id_="d", image_path=str(copy))]).replaced == 1
+    assert store.get_nodes(["d"])[0].image_path == str(copy)
+
+
+def test_nodes_loaded_before_the_file_changed_are_read_again(ingest, store, pictures, clip):
+    nodes = load_image_nodes(pictures / "red.png")
+    ingest(nodes)
+    Image.linear_gradient("L").save(pictures / "red.png")
+    assert ingest(nodes).replaced == 1
+    stored = store.get_nodes([nodes[0].node_id])[0].embedding
+    expected = clip.get_image_embedding(pictures / "red.png")
+    np.testing.assert_allclose(stored, expected, atol=1e-5)
+
+
+def test_another_model_is_refused(store, pictures, other_clip_dir):
+    from llama_index_clip_ext import CLIPEmbedding, EmbeddingSpaceMismatchError
+
+    other = CLIPEmbedding(other_clip_dir)
+    with pytest.raises(EmbeddingSpaceMismatchError):
+        ingest_images(pictures, embed_model=other, vector_store=store)
+    with pytest.raises(EmbeddingSpaceMismatchError):
+        create_retriever(other, store)
+    assert store.count() == 0
+
+
+def test_what_is_no_model_or_no_store_is_named(clip, store, pictures):
+    with pytest.raises(TypeError, match="embed_model is a str, expected CLIPEmbedding"):
+        ingest_images(pictures, embed_model="demo-clip", vector_store=store)
+    with pytest.raises(TypeError, match="vector_store is a str, expected what create_vector_store"):
+        ingest_images(pictures, embed_model=clip, vector_store="photos.db")
+    with pytest.raises(TypeError, match="expected what create_vector_store"):
+        create_retriever(store, clip)
+
+
+def test_hidden_files_are_left_alone_and_an_unreadable_folder_is_a_line(ingest, pictures):
+    shutil.copy(pictures / "red.png", pictures / "._red.png")
+    (pictures / ".hidden").mkdir()
+    shutil.copy(pictures / "red.png", pictures / ".hidden" / "red.png")
+    assert counts(ingest(pictures)) == (5, 0, 0, 0)
+
+
+def test_impossible_paths_cost_a_line(ingest, pictures):
+    report = ingest(["a\0b.jpg", "~nosuchuser/x.jpg", pictures / "red.png"])
+    assert counts(report) == (1, 0, 0, 2)

@@ -25,7 +25,7 @@ def test_every_public_name_is_there_and_documented():
 
 def test_type_checkers_see_the_same_names():
     tree = ast.parse(Path(llama_index_clip_ext.__file__).read_text(encoding="utf-8"))
-    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     typed = {
         alias.name: f"llama_index_clip_ext.{node.module}"
         for node in block.body

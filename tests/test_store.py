@@ -694,7 +694,7 @@ def test_a_path_with_another_ending_is_refused(uri, tmp_path):
 def test_an_old_file_is_explained(path):
     path.write_bytes(b"SQLite format 3\0")
 
-    with pytest.raises(StoreError, match=r"is a file, not a folder.*milvus-lite 2\.x"):
+    with pytest.raises(StoreError, match=r"is a file; milvus-lite 3 keeps a folder"):
         create_vector_store(MODEL, uri=path)
     assert path.read_bytes() == b"SQLite format 3\0"
 

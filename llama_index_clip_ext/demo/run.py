@@ -25,6 +25,9 @@ _NOTE = (
     "The demo's two encoders are tiny, and know only drawn shapes, colours, backgrounds and "
     "handwritten digits."
 )
+_LEGEND = (
+    "Green: what was asked for. Of each shape and colour there are two pictures in the folder."
+)
 # What is asked, and the label of what should come first.
 _TEXTS = {
     "demo-clip": [
@@ -104,9 +107,7 @@ def run_demo(output: Path) -> DemoResult:
             collection_name=model.replace("-", "_"),
             overwrite=True,
         ) as vector_store:
-            ingest_images(
-                pictures, embed_model=embed_model, vector_store=vector_store, show_progress=True
-            )
+            ingest_images(pictures, embed_model=embed_model, vector_store=vector_store)
             retriever = create_retriever(embed_model, vector_store, similarity_top_k=_TOP_K)
             for text, label in questions:
                 title = f"{text}   ({label}; {model})"
@@ -116,7 +117,8 @@ def run_demo(output: Path) -> DemoResult:
                 hits = retriever.retrieve_image(drawing.image)
                 searches.append(DemoSearch(title, drawing.label_en, hits, drawing.image))
     contact_sheet = output / "contact-sheet.png"
-    draw_contact_sheet([(search.title, _tiles(search)) for search in searches]).save(contact_sheet)
+    rows = [(search.title, _tiles(search)) for search in searches]
+    draw_contact_sheet(rows, legend=_LEGEND).save(contact_sheet)
     return DemoResult(searches, contact_sheet, pictures)
 
 

@@ -327,8 +327,9 @@ def _vocabulary(directory: Path) -> dict[str, int]:
     if (file := directory / "vocab.json").is_file():
         return dict(json.loads(file.read_text(encoding="utf-8")))
     if (file := directory / "vocab.txt").is_file():
-        lines = file.read_text(encoding="utf-8").splitlines()
-        return {token: index for index, token in enumerate(lines)}
+        # Stripped, as transformers reads and saves them.
+        lines = file.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        return {token.strip(): index for index, token in enumerate(lines)}
     if (file := directory / "tokenizer.json").is_file():
         return dict(json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"])
     return {}

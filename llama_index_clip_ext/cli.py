@@ -229,7 +229,7 @@ def demo(
     """
     from .demo.run import run_demo
 
-    print("Drawing 168 pictures, indexing them with two models, and searching ...", flush=True)
+    print("Drawing pictures, indexing them with two models, and searching ...", flush=True)
     result = run_demo(output)
     print(result.note)
     for search_result in result.searches:

@@ -244,10 +244,10 @@ def _read_checkpoint(spec: ModelSpec, directory: Path, revision: str) -> Checkpo
         )
     if not _vocabulary(directory):
         # transformers would make up a tokenizer of a few tokens, and all texts would be alike.
-        files = "vocab.json" if family == "clip" else "vocab.txt"
+        files = "vocab.json and merges.txt" if family == "clip" else "vocab.txt"
         raise ModelLoadError(
             f"{spec.name!r}: {directory} is not a complete checkpoint, the tokenizer's {files} (or "
-            "tokenizer.json) is missing"
+            "tokenizer.json) are missing"
         )
     old, new = directory / "preprocessor_config.json", directory / "processor_config.json"
     _read_json(spec, old if old.is_file() or not new.is_file() else new)
@@ -324,7 +324,8 @@ def _image_processor_settings(directory: Path) -> dict[str, Any]:
 
 def _vocabulary(directory: Path) -> dict[str, int]:
     """Return the tokenizer's tokens and ids, whichever file holds them; empty if none does."""
-    if (file := directory / "vocab.json").is_file():
+    # Without its merges, byte-pair encoding would fall apart into letters.
+    if (file := directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
         return dict(json.loads(file.read_text(encoding="utf-8")))
     if (file := directory / "vocab.txt").is_file():
         # Stripped, as transformers reads and saves them.

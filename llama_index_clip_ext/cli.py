@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import __version__
 from .errors import ClipExtError
 
 # Everything heavier is imported by the command that needs it: --help answers at once.
@@ -54,6 +55,22 @@ def main() -> None:
             raise
         print(f"clip-ext: {' '.join(str(err).split())}", file=sys.stderr)
         sys.exit(1)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print and exit."),
+    ] = False,
+) -> None:
+    """Take what goes before a command."""
 
 
 @app.command()

@@ -19,7 +19,7 @@ from .images import ImageFailure, OnError
 from .nodes import Captions, ImageItem, list_images, make_image_node, with_content_hash
 from .rows import check_node, modality_of, node_hash
 from .sources import describe_source
-from .store import CLIPMilvusVectorStore
+from .store import CLIPMilvusVectorStore, check_pair
 
 
 @dataclass
@@ -130,12 +130,7 @@ def iter_ingest(
         raise ValueError(f"on_error is {on_error!r}, expected 'raise' or 'skip'")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-    if not isinstance(vector_store, CLIPMilvusVectorStore):
-        raise TypeError(
-            f"vector_store is a {type(vector_store).__name__}, expected what create_vector_store "
-            "returns"
-        )
-    vector_store.check_model(embed_model)
+    check_pair(embed_model, vector_store)
     report = IngestReport()
     started = time.perf_counter()
     numbered = enumerate(items)

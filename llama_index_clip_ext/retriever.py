@@ -17,7 +17,7 @@ from llama_index.core.vector_stores.types import (
 from .dual_encoder import DualEncoderEmbedding
 from .rows import Modality
 from .sources import ImageSource, describe_source
-from .store import CLIPMilvusVectorStore
+from .store import CLIPMilvusVectorStore, check_pair
 
 Vector: TypeAlias = "list[float]"
 
@@ -85,12 +85,7 @@ class CLIPRetriever(MultiModalRetriever):
     ) -> None:
         if modality not in ("image", "text"):
             raise ValueError(f"modality is {modality!r}, expected 'image' or 'text'")
-        if not isinstance(vector_store, CLIPMilvusVectorStore):
-            raise TypeError(
-                f"vector_store is a {type(vector_store).__name__}, expected what "
-                "create_vector_store returns"
-            )
-        vector_store.check_model(embed_model)
+        check_pair(embed_model, vector_store)
         if similarity_top_k < 1:
             raise ValueError(f"similarity_top_k is {similarity_top_k}, expected at least 1")
         super().__init__(callback_manager=callback_manager or embed_model.callback_manager)

@@ -199,18 +199,6 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         """What the collection says of its vectors; ``None`` if another program made it."""
         return self._passport
 
-    def check_model(self, embed_model: _HasSpace) -> None:
-        """Refuse a model whose embeddings do not belong here, as opening the store does.
-
-        Raises:
-            TypeError: If it is none of this package's embedding models.
-            DimensionMismatchError: If its vectors have another dimension.
-            EmbeddingSpaceMismatchError: If another model wrote the collection.
-        """
-        space = _space_of(embed_model)
-        if self._passport:
-            self._passport.check(space, self.collection_name)
-
     @property
     def client(self) -> MilvusClient:
         """The client, to be used by one thread at a time on an embedded file."""
@@ -522,6 +510,24 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             mmr_threshold=threshold,
         )
         return [by_id[node_id] for node_id in ids]
+
+
+def check_pair(embed_model: object, vector_store: object) -> None:
+    """Refuse a model whose embeddings do not belong into a store, as opening the store does.
+
+    Raises:
+        TypeError: If either is not one of this package's.
+        DimensionMismatchError: If the model's vectors have another dimension.
+        EmbeddingSpaceMismatchError: If another model wrote the collection.
+    """
+    if not isinstance(vector_store, CLIPMilvusVectorStore):
+        raise TypeError(
+            f"vector_store is a {type(vector_store).__name__}, expected what create_vector_store "
+            "returns"
+        )
+    space = _space_of(embed_model)
+    if vector_store.passport:
+        vector_store.passport.check(space, vector_store.collection_name)
 
 
 def _space_of(embed_model: object) -> EmbeddingSpace:

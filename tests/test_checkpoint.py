@@ -31,7 +31,7 @@ def write(directory: Path, **files) -> Path:
     Names are given with ``__`` for the dot.
     """
     default = {"config__json": CONFIG, "preprocessor_config__json": CLIP_PREPROCESSOR}
-    default["vocab__json"] = {"a</w>": 0}
+    default |= {"vocab__json": {"a</w>": 0}, "merges__txt": b"#version: 0.2"}
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in {**default, "model__safetensors": b"weights", **files}.items():
         if content is not None:
@@ -559,8 +559,13 @@ def test_a_tokenizer_without_its_vocabulary_is_refused(family, tmp_path):
     """transformers 5 would make one up, in which all texts are nearly alike."""
     directory = write(tmp_path / "model", vocab__json=None, config__json={"model_type": family})
     name = "vocab.json" if family == "clip" else "vocab.txt"
-    with pytest.raises(ModelLoadError, match=f"the tokenizer's {name} .* is missing"):
+    with pytest.raises(ModelLoadError, match=f"the tokenizer's {name} .* are missing"):
         find_checkpoint(directory)
+
+
+def test_a_vocabulary_without_its_merges_is_refused(tmp_path):
+    with pytest.raises(ModelLoadError, match=r"vocab\.json and merges\.txt .* are missing"):
+        find_checkpoint(write(tmp_path / "model", merges__txt=None))
 
 
 def test_another_vocabulary_is_another_space(tmp_path):

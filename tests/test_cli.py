@@ -44,6 +44,10 @@ def test_help_loads_nothing_heavy():
     assert out.stdout.rstrip().endswith("[]")
 
 
+def test_version():
+    assert run("--version").stdout == f"{__version__}\n"
+
+
 def test_models(tmp_path):
     shown = run("models").stdout
     for spec in list_models():

@@ -9,6 +9,7 @@ import os
 import unicodedata
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, Union
@@ -166,12 +167,11 @@ def make_image_node(
     metadata: dict[str, Any] = {
         "file_path": str(file),
         "file_name": file.name,
-        "file_type": "",
         **_file_facts(file),
         "content_hash": content_hash,
     }
-    # NFC, so that one name has one id whichever way the file system spells its accents.
     caption = _caption(file, captions)
+    # NFC, so that one name has one id whichever way the file system spells its accents.
     name = unicodedata.normalize("NFC", file.as_posix()) if id_by == "path" else content_hash
     return HashedImageNode(  # type: ignore[call-arg]
         id_=str(uuid.uuid5(_NAMESPACE, name)),
@@ -213,19 +213,17 @@ def _file_facts(file: Path) -> dict[str, Any]:
         raise ImageLoadError(f"unreadable ({err.strerror})", source=str(file)) from err
     modified = datetime.fromtimestamp(stat.st_mtime, tz=timezone.utc)
     facts: dict[str, Any] = {
+        "file_type": "",
         "file_size": stat.st_size,
         "last_modified_date": modified.isoformat(timespec="seconds"),
     }
-    try:
-        with Image.open(file) as image:
-            facts |= {
-                "file_type": image.get_format_mimetype() or "",
-                "width": image.width,
-                "height": image.height,
-            }
-    except Exception:
-        # Not a picture: that is found, and reported with its reason, where it is decoded.
-        facts["file_type"] = ""
+    # What is no picture is found, and reported with its reason, where it is decoded.
+    with suppress(Exception), Image.open(file) as image:
+        facts |= {
+            "file_type": image.get_format_mimetype() or "",
+            "width": image.width,
+            "height": image.height,
+        }
     return facts
 
 

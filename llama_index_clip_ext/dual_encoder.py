@@ -1,9 +1,10 @@
-"""What the embeddings of both families have in common: the encoder in LlamaIndex's words."""
+"""Any dual encoder as an embedding: the encoder in LlamaIndex's words."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import hashlib
 import logging
 import os
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 import numpy as np
 from llama_index.core.base.embeddings.base import Embedding
@@ -23,18 +24,20 @@ from llama_index.core.instrumentation.events.embedding import (
     EmbeddingEndEvent,
     EmbeddingStartEvent,
 )
-from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.schema import BaseNode, MetadataMode, QueryBundle
 from llama_index.core.utils import get_tqdm_iterable
 from PIL import ImageColor
 from typing_extensions import TypedDict
 
-from .checkpoint import Checkpoint, find_checkpoint
+from .checkpoint import Checkpoint, find_checkpoint, find_text_checkpoint
 from .encoder import Dtype, Encoder, OnLongText
 from .errors import ImageLoadError, ModelLoadError
 from .images import ImageFailure, OnError, iter_images
 from .models import EmbeddingSpace, Family, resolve_model
 from .nodes import is_image_node
+from .queries import compose_query
 from .sources import ImageSource, describe_source, image_digest
+from .text_checkpoint import TextCheckpoint, check_pair, text_only_message
 from .vectors import Rows
 
 logger = logging.getLogger(__name__)
@@ -42,8 +45,10 @@ dispatcher = get_dispatcher(__name__)
 
 T = TypeVar("T")
 
-# In the cache beside LlamaIndex's own collection "embeddings", whose keys are the texts themselves.
+# In the cache beside LlamaIndex's own collection "embeddings", whose keys are the texts themselves,
+# whatever the model: entries of it are neither read nor written.
 _CACHE_COLLECTION = "image_embeddings"
+_TEXT_CACHE_COLLECTION = "text_embeddings"
 
 # Guards the making of encoders: an embedding cannot hold a lock, because locks do not pickle.
 _ENCODER_LOCK = threading.RLock()
@@ -74,6 +79,7 @@ class EmbeddingOptions(TypedDict, total=False):
     on_error: OnError
     background: str
     allow_urls: bool
+    text_model_name: str | Path | None
     cache_folder: str | Path | None
     revision: str | None
     local_files_only: bool
@@ -85,7 +91,10 @@ class EmbeddingOptions(TypedDict, total=False):
 
 
 class DualEncoderEmbedding(MultiModalEmbedding):
-    """What `CLIPEmbedding` and `ChineseCLIPEmbedding` have in common.
+    """Images and texts in one space, by any dual encoder.
+
+    Takes CLIP (OpenAI's, OpenCLIP's in transformers' format, fine-tuned), Chinese-CLIP, SigLIP,
+    SigLIP 2, AltCLIP and MetaCLIP 2. Each keeps its own pooling, padding and context.
 
     Args:
         model_name: Alias, hub id, or local directory.
@@ -93,26 +102,34 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         dtype: Arithmetic of the forward pass; ``"auto"`` is float16 on CUDA, float32 elsewhere.
             Embeddings are normalised in float32 either way.
         embed_batch_size: Texts or images per forward pass.
-        on_long_text: Cut a text that exceeds the model's context, or refuse it.
+        on_long_text: Cut a text that exceeds the model's context, refuse it, or embed windows of it
+            and take their mean.
         on_error: For nodes whose image does not load: raise, or leave them out with a warning.
         background: Colour under transparent pixels, as Pillow names colours.
         allow_urls: Reserved: fetching image URLs is not there yet, so they are refused.
+        text_model_name: A text tower to embed texts by, in place of the model's own: one that was
+            trained for this model's images. The images' vectors stay what they are.
         cache_folder: Where the hub's files are cached.
-        revision: Branch, tag or commit on the hub.
+        revision: Branch, tag or commit on the hub; of the model, not of a text tower.
         local_files_only: Open no socket to find the model.
         endpoint: Address of a mirror of the hub.
         callback_manager: LlamaIndex's.
         num_workers: LlamaIndex's.
-        embeddings_cache: LlamaIndex's key-value store. Images are kept in it, too, by content and
-            weights; texts are kept by LlamaIndex, by text alone: use one cache per model.
-        rate_limiter: LlamaIndex's.
+        embeddings_cache: LlamaIndex's key-value store. Texts and images are kept in it by content
+            and weights, so that models may share one.
+        rate_limiter: LlamaIndex's; asked once per batch, of texts and of images.
 
     Raises:
         UnknownModelError: If the name is no model's.
-        ModelLoadError: If the model is known to be of the other family.
+        ModelLoadError: If the class is for another family, or the model or text tower is known not
+            to be one, or they are known not to belong together.
+        DimensionMismatchError: If the text tower is known to have another dimension.
+
+    Example:
+        ``DualEncoderEmbedding("google/siglip-base-patch16-224")``
     """
 
-    family: ClassVar[Family]
+    family: ClassVar[Family | None] = None
 
     device: str
     dtype: str
@@ -120,6 +137,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     on_error: str
     background: str
     allow_urls: bool
+    text_model_name: str | None
     cache_folder: str | None
     revision: str | None
     local_files_only: bool
@@ -139,6 +157,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         on_error: OnError = "raise",
         background: str = "white",
         allow_urls: bool = False,
+        text_model_name: str | Path | None = None,
         cache_folder: str | Path | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
@@ -148,15 +167,15 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         embeddings_cache: Any | None = None,
         rate_limiter: Any | None = None,
     ) -> None:
-        _check_choice("dtype", dtype, ("auto", "float32", "float16", "bfloat16"))
-        _check_choice("on_long_text", on_long_text, ("truncate", "error"))
-        _check_choice("on_error", on_error, ("raise", "skip"))
+        _check_choice("dtype", dtype, get_args(Dtype))
+        _check_choice("on_long_text", on_long_text, get_args(OnLongText))
+        _check_choice("on_error", on_error, get_args(OnError))
         # An unknown colour is a ValueError here, not at the first picture.
         ImageColor.getrgb(background)
         name = str(model_name)
-        family = resolve_model(name).family
-        if family not in (None, self.family):
-            raise ModelLoadError(_wrong_class(name, str(family), type(self).__name__))
+        self._check_family(name, resolve_model(name).family)
+        if text_model_name is not None:
+            check_pair(name, str(text_model_name))
         super().__init__(  # type: ignore[call-arg]
             model_name=name,
             embed_batch_size=embed_batch_size,
@@ -170,6 +189,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             on_error=on_error,
             background=background,
             allow_urls=allow_urls,
+            text_model_name=str(text_model_name) if text_model_name is not None else None,
             cache_folder=str(cache_folder) if cache_folder else None,
             revision=revision,
             local_files_only=local_files_only,
@@ -181,7 +201,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         """The encoder; its files are looked up on first use, its weights read on first encoding."""
         settings = (
             *(self.model_name, self.revision, self.cache_folder, self.endpoint),
-            *(self.device, self.dtype, self.on_long_text),
+            *(self.device, self.dtype, self.on_long_text, self.text_model_name),
         )
         # Asked for the settings, too: a copy with another model_name must not keep the weights.
         encoder = self._encoder
@@ -194,6 +214,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
                     device=self.device,
                     dtype=self.dtype,  # type: ignore[arg-type]
                     on_long_text=self.on_long_text,  # type: ignore[arg-type]
+                    text_checkpoint=self._find_text_checkpoint(),
                 )
                 self._encoder_settings = settings
             return self._encoder
@@ -256,6 +277,33 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             lambda: self.embed_images(sources, on_error=on_error, show_progress=show_progress)
         )
 
+    # With a cache, one text goes the way of a batch: LlamaIndex looks single ones up by the text
+    # alone, and would hand out the vectors of whatever model wrote them.
+
+    def get_query_embedding(self, query: str) -> Embedding:
+        """Embed one query. Shape ``(dim,)``, unit length."""
+        if self.embeddings_cache is None:
+            return super().get_query_embedding(query)
+        return self.get_text_embedding_batch([query])[0]
+
+    async def aget_query_embedding(self, query: str) -> Embedding:
+        """Do what `get_query_embedding` does, off the event loop."""
+        if self.embeddings_cache is None:
+            return await super().aget_query_embedding(query)
+        return (await self.aget_text_embedding_batch([query]))[0]
+
+    def get_text_embedding(self, text: str) -> Embedding:
+        """Embed one text. Shape ``(dim,)``, unit length."""
+        if self.embeddings_cache is None:
+            return super().get_text_embedding(text)
+        return self.get_text_embedding_batch([text])[0]
+
+    async def aget_text_embedding(self, text: str) -> Embedding:
+        """Do what `get_text_embedding` does, off the event loop."""
+        if self.embeddings_cache is None:
+            return await super().aget_text_embedding(text)
+        return (await self.aget_text_embedding_batch([text]))[0]
+
     def get_image_embedding(self, img_file_path: ImageSource) -> Embedding:
         """Embed one image of any kind. Shape ``(dim,)``, unit length."""
         try:
@@ -281,6 +329,58 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         """Do what `get_image_embedding_batch` does, off the event loop."""
         return await self._run(
             lambda: self.get_image_embedding_batch(img_file_paths, show_progress)
+        )
+
+    def compose_query(
+        self,
+        *,
+        text: str | Sequence[str] | None = None,
+        image: ImageSource | Sequence[ImageSource] | None = None,
+        weights: Sequence[float] | None = None,
+        minus: Sequence[str | ImageSource] = (),
+        minus_weight: float = 1.0,
+    ) -> QueryBundle:
+        """Make one query of texts and images: like this picture, but red, and not a heart.
+
+        Args:
+            text: A text, or several.
+            image: An image of any kind, or a list of them.
+            weights: One per text, then one per image; ``None`` counts all alike. The embeddings are
+                added up with their weights and the sum is scaled to unit length, so that only the
+                weights' proportions matter.
+            minus: What the hits should not be like. A string is a text: name a file by a ``Path``.
+            minus_weight: How much each of these counts.
+
+        Returns:
+            A query that any LlamaIndex retriever over this model's collection takes, because it
+            carries its embedding.
+
+        Raises:
+            EmbeddingError: If the parts cancel each other out.
+            ImageLoadError: If an image does not load.
+            ValueError: If nothing is asked for, or the weights do not fit.
+
+        Example:
+            ``embed_model.compose_query(image="shoe.jpg", text="red", minus=["blue"])``
+        """
+        return compose_query(
+            self, text=text, image=image, weights=weights, minus=minus, minus_weight=minus_weight
+        )
+
+    async def acompose_query(
+        self,
+        *,
+        text: str | Sequence[str] | None = None,
+        image: ImageSource | Sequence[ImageSource] | None = None,
+        weights: Sequence[float] | None = None,
+        minus: Sequence[str | ImageSource] = (),
+        minus_weight: float = 1.0,
+    ) -> QueryBundle:
+        """Do what `compose_query` does, off the event loop."""
+        return await self._run(
+            lambda: self.compose_query(
+                text=text, image=image, weights=weights, minus=minus, minus_weight=minus_weight
+            )
         )
 
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
@@ -327,10 +427,35 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             local_files_only=self.local_files_only,
             endpoint=self.endpoint,
         )
-        if checkpoint.family != self.family:
-            own = type(self).__name__
-            raise ModelLoadError(_wrong_class(self.model_name, checkpoint.family, own))
+        self._check_family(self.model_name, checkpoint.family)
         return checkpoint
+
+    def _find_text_checkpoint(self) -> TextCheckpoint | None:
+        if self.text_model_name is None:
+            return None
+        return find_text_checkpoint(
+            self.text_model_name,
+            cache_folder=self.cache_folder,
+            local_files_only=self.local_files_only,
+            endpoint=self.endpoint,
+        )
+
+    @classmethod
+    def _check_family(cls, name: str, family: Family | None) -> None:
+        """Refuse a checkpoint that is not one of this class's; ``None`` is not known yet."""
+        if family == "text-only":
+            raise ModelLoadError(text_only_message(name))
+        if family is not None and cls.family not in (None, family):
+            known = {"clip": "CLIPEmbedding", "chinese-clip": "ChineseCLIPEmbedding"}
+            raise ModelLoadError(
+                f"{name!r} is a {family} checkpoint, {cls.__name__} cannot load it; use "
+                f"{known.get(family, 'DualEncoderEmbedding')} or load_embedding"
+            )
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name that LlamaIndex stores."""
+        return cls.__name__
 
     @contextmanager
     def _image_events(self, sources: list[ImageSource]) -> Iterator[list[Embedding]]:
@@ -378,6 +503,9 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         self, batch: list[tuple[int, ImageSource]], failures: list[ImageFailure] | None
     ) -> tuple[list[int], Rows]:
         kept: list[int] = []
+        if batch and self.rate_limiter is not None:
+            # The asynchronous twins are on the model's own thread here, so that no loop waits.
+            self.rate_limiter.acquire()
 
         def pictures() -> Iterator[Any]:
             for index, image in iter_images(
@@ -395,6 +523,32 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         except ImageLoadError:
             return None  # Encoding it raises or reports the same failure.
         return f"{self.space.weights}:{self.space.preprocessing}:{self.background}:{digest}"
+
+    def _get_text_embeddings_cached(self, texts: list[str]) -> list[Embedding]:
+        """Embed texts, from the cache where there is one, by text and weights."""
+        cache: Any = self.embeddings_cache
+        keys = [self._text_cache_key(text) for text in texts]
+        entries = {key: cache.get(key=key, collection=_TEXT_CACHE_COLLECTION) for key in set(keys)}
+        found = {key: entry["embedding"] for key, entry in entries.items() if entry}
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
+        if missing:
+            rows = self._get_text_embeddings(list(missing.values()))
+            for key, row in zip(missing, rows, strict=True):
+                found[key] = row
+                cache.put(key=key, val={"embedding": row}, collection=_TEXT_CACHE_COLLECTION)
+        return [found[key] for key in keys]
+
+    async def _aget_text_embeddings_cached(self, texts: list[str]) -> list[Embedding]:
+        if self.rate_limiter is not None:
+            # LlamaIndex asks it before a cached batch on the synchronous road, and forgets it here.
+            await self.rate_limiter.async_acquire()
+        return await self._run(lambda: self._get_text_embeddings_cached(texts))
+
+    def _text_cache_key(self, text: str) -> str:
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        tower = self.encoder.text_checkpoint
+        model = tower.weights if tower else f"{self.space.weights}:{self.space.preprocessing}"
+        return f"{model}:{self.on_long_text}:{digest}"
 
     async def _run(self, function: Callable[[], T]) -> T:
         """Run on the model's own thread, in the caller's context, so that its traces are kept."""
@@ -439,10 +593,3 @@ class DualEncoderEmbedding(MultiModalEmbedding):
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
-
-
-def _wrong_class(name: str, family: str, used: str) -> str:
-    fitting = "CLIPEmbedding" if family == "clip" else "ChineseCLIPEmbedding"
-    return (
-        f"{name!r} is a {family} checkpoint, {used} cannot load it; use {fitting} or load_embedding"
-    )

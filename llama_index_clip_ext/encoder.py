@@ -1,4 +1,4 @@
-"""Texts or images in, unit float32 rows out: the only room with torch and transformers."""
+"""Texts or images in, unit float32 rows out."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 
 from .checkpoint import Checkpoint
-from .errors import ModelLoadError, TextTooLongError
+from .errors import DimensionMismatchError, ModelLoadError, TextTooLongError
+from .loading import load_image_processor, load_model, load_tokenizer
+from .scripts import cjk_share
+from .text_checkpoint import TextCheckpoint
+from .tokenization import TextTokenizer
 from .vectors import Rows, l2_normalize
 
 if TYPE_CHECKING:
@@ -23,17 +27,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Dtype: TypeAlias = Literal["auto", "float32", "float16", "bfloat16"]
-OnLongText: TypeAlias = Literal["truncate", "error"]
-
-# transformers' class names by family: model, and image processor (the Pillow one).
-_CLASSES = {
-    "clip": ("CLIPModel", "CLIPImageProcessor"),
-    "chinese-clip": ("ChineseCLIPModel", "ChineseCLIPImageProcessor"),
-}
+OnLongText: TypeAlias = Literal["truncate", "error", "chunk_mean"]
 
 # A picture thinner than this is cropped to it before it is resized: the checkpoint's centre crop
 # throws the rest away, but resizing first could take gigabytes (1x100000 becomes 224x22400000).
 _MAX_ASPECT_RATIO = 64
+
+# Share of Chinese, Japanese or Korean letters from which a text is more than a name in passing.
+_MAX_CJK_SHARE = 0.3
 
 # How far a device may be from the CPU in float32 before its answers count as wrong.
 _MIN_DEVICE_COSINE = 0.999
@@ -49,10 +50,15 @@ class Encoder:
         device: ``"auto"`` (CUDA if there is one, else the CPU) or a torch device's name. ``"mps"``
             is checked against the CPU when it is loaded, because it has given wrong numbers.
         dtype: Arithmetic of the forward pass. ``"auto"`` is float16 on CUDA and float32 elsewhere.
-        on_long_text: What to do with a text that is longer than the context.
+        on_long_text: What to do with a text that is longer than the context: cut it, refuse it, or
+            take the mean over windows of it, each as long as the context.
+        text_checkpoint: A text tower to embed texts by, in place of the checkpoint's own.
 
     Attributes:
         n_truncated: Texts that were cut to the context so far.
+
+    Raises:
+        DimensionMismatchError: If the text tower has another dimension than the images.
     """
 
     def __init__(
@@ -62,8 +68,18 @@ class Encoder:
         device: str = "auto",
         dtype: Dtype = "auto",
         on_long_text: OnLongText = "truncate",
+        text_checkpoint: TextCheckpoint | None = None,
     ) -> None:
+        if text_checkpoint is not None and text_checkpoint.dim != checkpoint.dim:
+            raise DimensionMismatchError(
+                f"text tower {text_checkpoint.name!r} makes {text_checkpoint.dim} components, the "
+                f"images of {checkpoint.name!r} have {checkpoint.dim}: it was trained for another "
+                "model",
+                expected=checkpoint.dim,
+                actual=text_checkpoint.dim,
+            )
         self.checkpoint = checkpoint
+        self.text_checkpoint = text_checkpoint
         self.device = device
         self.dtype = dtype
         self.on_long_text = on_long_text
@@ -76,7 +92,8 @@ class Encoder:
         self._executor_lock = threading.Lock()
         self._model: Any = None
         self._image_processor: Any = None
-        self._tokenizer: Any = None
+        self._tokenizer: TextTokenizer | None = None
+        self._warned_of_script = False
         self._executor: ThreadPoolExecutor | None = None
         self._executor_pid = 0
 
@@ -100,13 +117,34 @@ class Encoder:
                 self._executor_pid = os.getpid()
             return self._executor
 
+    @property
+    def logit_scale(self) -> float:
+        """What a cosine is multiplied with to be a logit. Loads the weights on first use.
+
+        Source:
+            Radford et al. 2021, Fig. 3 (there ``exp(t)``; this is after the exponential).
+        """
+        self._load()
+        return float(self._model.logit_scale.detach().float().exp())
+
+    @property
+    def logit_bias(self) -> float | None:
+        """What is added to a logit, by models that were trained with a sigmoid; else ``None``.
+
+        Source:
+            Zhai et al. 2023, Algorithm 1 (SigLIP). arXiv:2303.15343
+        """
+        self._load()
+        bias = getattr(self._model, "logit_bias", None)
+        return None if bias is None else float(bias.detach().float())
+
     def encode_texts(self, texts: Sequence[str], *, batch_size: int) -> Rows:
         """Embed texts, one row each, in the order given.
 
         Args:
-            texts: Texts of any length; what exceeds the context is cut off, its end mark kept.
-            batch_size: Texts per forward pass. Trades memory for speed, never changes the answer
-                beyond float rounding.
+            texts: Texts of any length.
+            batch_size: Texts, or windows of long ones, per forward pass. Trades memory for speed,
+                never changes the answer beyond float rounding.
 
         Returns:
             Unit-length embeddings on the CPU. Shape ``(len(texts), dim)``; ``(0, dim)`` if empty.
@@ -122,11 +160,19 @@ class Encoder:
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"text {index} is a {type(text).__name__}, expected str")
-        self._load()
-        batches = []
-        for start, batch in _batched(texts, batch_size):
-            batches.append(self._forward("get_text_features", self._tokenize(batch, start)))
-        return self._stack(batches)
+        tokenizer = self._load()
+        self._check_script(texts)
+        rows = np.zeros((len(texts), self.checkpoint.dim), dtype=np.float32)
+        counts = np.zeros(len(texts), dtype=int)
+        for _, batch in _batched(self._windows(tokenizer, texts, batch_size), batch_size):
+            indices = [index for index, _ in batch]
+            inputs = tokenizer.pad([window for _, window in batch])
+            np.add.at(rows, indices, self._forward("get_text_features", inputs))
+            np.add.at(counts, indices, 1)
+        # The sum over windows has the direction of their mean.
+        several = counts > 1
+        rows[several] = l2_normalize(rows[several])
+        return rows
 
     def encode_images(self, images: Iterable[Image], *, batch_size: int) -> Rows:
         """Embed images, one row each, in the order given.
@@ -148,45 +194,67 @@ class Encoder:
         """
         self._load()
         pixels = (self._preprocess(image) for image in images)
-        batches = []
+        batches = [np.empty((0, self.checkpoint.dim), dtype=np.float32)]
         for _, batch in _batched(pixels, batch_size):
-            batches.append(self._forward("get_image_features", {"pixel_values": np.stack(batch)}))
-        return self._stack(batches)
-
-    def _stack(self, batches: list[Rows]) -> Rows:
-        if not batches:
-            return np.empty((0, self.checkpoint.dim), dtype=np.float32)
+            inputs = {key: np.stack([item[key] for item in batch]) for key in batch[0]}
+            batches.append(self._forward("get_image_features", inputs))
         return np.concatenate(batches)
 
-    def _preprocess(self, image: Image) -> Rows:
-        """Run the checkpoint's own processor on one picture. Shape ``(3, height, width)``."""
-        if self._image_processor.do_center_crop:
+    def _preprocess(self, image: Image) -> dict[str, Any]:
+        """Run the checkpoint's own processor on one picture.
+
+        Returns:
+            The image tower's inputs: ``pixel_values`` of shape ``(3, height, width)``; for NaFlex,
+            of shape ``(patches, values)``, with the mask and the grid of the patches.
+        """
+        if getattr(self._image_processor, "do_center_crop", False):
             image = _crop_to_aspect_ratio(image, _MAX_ASPECT_RATIO)
         # The channels are named, because they cannot be guessed from a picture 1 or 3 high.
         outputs = self._image_processor(
             image.convert("RGB"), return_tensors="np", input_data_format="channels_last"
         )
-        return np.asarray(outputs["pixel_values"][0], dtype=np.float32)
+        return {key: value[0] for key, value in outputs.items()}
 
-    def _tokenize(self, texts: Sequence[str], start: int) -> dict[str, Any]:
-        context = self.checkpoint.context_length
-        rows = self._tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
-        for offset, row in enumerate(rows):
-            if len(row) > context:
-                self._report_long_text(start + offset, len(row))
-                # The last id is CLIP's EOS or BERT's SEP: CLIP reads its features there.
-                rows[offset] = row[: context - 1] + row[-1:]
-        return dict(self._tokenizer.pad({"input_ids": rows}, return_tensors="np"))
+    def _windows(
+        self, tokenizer: TextTokenizer, texts: Sequence[str], batch_size: int
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Yield the tokens to embed, each with the position of its text."""
+        for start, batch in _batched(texts, batch_size):
+            for index, row in enumerate(tokenizer.tokenize(batch), start):
+                windows = tokenizer.windows(row)
+                if len(windows) > 1 and self.on_long_text != "chunk_mean":
+                    self._report_long_text(index, len(row))
+                    windows = windows[:1]
+                for window in windows:
+                    yield index, window
+
+    def _check_script(self, texts: Sequence[str]) -> None:
+        """Say once that a model of English words is asked in Chinese, Japanese or Korean."""
+        if self._warned_of_script or self.text_checkpoint or not self.checkpoint.reads_english_only:
+            return
+        for index, text in enumerate(texts):
+            if not text.isascii() and (share := cjk_share(text)) > _MAX_CJK_SHARE:
+                self._warned_of_script = True
+                logger.warning(
+                    "text %d is Chinese, Japanese or Korean (%.0f %% of its letters), %r reads "
+                    "English: its answers to it mean little. Use ChineseCLIPEmbedding, or CLIP's "
+                    "images with the multilingual text tower: CLIPEmbedding('clip-ViT-B-32', "
+                    "text_model_name='clip-ViT-B-32-multilingual-v1'); said once",
+                    index,
+                    100 * share,
+                    self.checkpoint.name,
+                )
+                return
 
     def _report_long_text(self, index: int, tokens: int) -> None:
-        context = self.checkpoint.context_length
+        reader = self.text_checkpoint or self.checkpoint
         if self.on_long_text == "error":
             raise TextTooLongError(
-                f"text {index} has {tokens} tokens, {self.checkpoint.name!r} reads {context}; "
-                "shorten it, or use on_long_text='truncate'",
+                f"text {index} has {tokens} tokens, {reader.name!r} reads {reader.context_length}; "
+                "shorten it, or use on_long_text='truncate' or 'chunk_mean'",
                 index=index,
                 tokens=tokens,
-                context_length=context,
+                context_length=reader.context_length,
             )
         if self.n_truncated == 0:
             logger.warning(
@@ -194,8 +262,8 @@ class Encoder:
                 "counted (n_truncated)",
                 index,
                 tokens,
-                context,
-                self.checkpoint.name,
+                reader.context_length,
+                reader.name,
             )
         self.n_truncated += 1
 
@@ -234,63 +302,25 @@ class Encoder:
         rows: Rows = features.float().cpu().numpy()
         return rows
 
-    def _load(self) -> None:
-        """Read the checkpoint once, however many threads ask."""
-        if self._model is not None:
-            return
-        with self._lock:
-            if self._model is None:
-                self._tokenizer, self._image_processor = self._load_processors()
-                self._model = self._to_device(self._load_model())
+    def _load(self) -> TextTokenizer:
+        """Read the checkpoint once, however many threads ask; return the tokenizer."""
+        # The model is set last: who sees it sees the others, too.
+        if self._model is None:
+            with self._lock:
+                if self._model is None:
+                    self._image_processor = load_image_processor(self.checkpoint)
+                    self._tokenizer, model = self._load_towers()
+                    self._model = self._to_device(model)
+        return cast(TextTokenizer, self._tokenizer)
 
-    def _load_processors(self) -> tuple[Any, Any]:
-        import transformers
+    def _load_towers(self) -> tuple[TextTokenizer, Any]:
+        model = load_model(self.checkpoint)
+        if self.text_checkpoint is None:
+            return load_tokenizer(self.checkpoint), model
+        from .text_tower import load_text_tokenizer, pair_towers  # Imports torch.
 
-        checkpoint = self.checkpoint
-        name = _CLASSES[checkpoint.family][1]
-        # transformers 5 keeps Pillow's variant under a name of its own and prefers torchvision's,
-        # whose resizing differs; in transformers 4 the plain name is Pillow's.
-        processor_class = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.directory)
-            return tokenizer, processor_class.from_pretrained(checkpoint.directory)
-        except (OSError, ValueError) as err:
-            raise ModelLoadError(
-                f"cannot load the processor of {checkpoint.name!r}: {err}"
-            ) from err
-
-    def _load_model(self) -> Any:
-        import torch
-        import transformers
-
-        checkpoint = self.checkpoint
-        model_class = getattr(transformers, _CLASSES[checkpoint.family][0])
-        # A bar over a load of a second or two would cross the caller's own.
-        shows_bars = transformers.utils.logging.is_progress_bar_enabled()
-        transformers.utils.logging.disable_progress_bar()
-        try:
-            model, info = model_class.from_pretrained(
-                checkpoint.directory,
-                dtype=torch.float32,
-                use_safetensors=checkpoint.has_safetensors,
-                # Reported below, with a name, instead of by a table in the log.
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError) as err:
-            raise ModelLoadError(f"cannot load {checkpoint.name!r}: {err}") from err
-        finally:
-            if shows_bars:
-                transformers.utils.logging.enable_progress_bar()
-        # Of a mismatch transformers 5 gives the key and both shapes, 4 the key.
-        mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
-        missing = [*info["missing_keys"], *mismatched]
-        if missing:
-            raise ModelLoadError(
-                f"{checkpoint.name!r}: {len(missing)} weights are missing or of another shape in "
-                f"{checkpoint.directory}, such as {missing[0]!r}: the answers would be random"
-            )
-        return model.eval()
+        tokenizer = load_text_tokenizer(self.text_checkpoint)
+        return tokenizer, pair_towers(model, self.text_checkpoint)
 
     def _to_device(self, model: Any) -> Any:
         import torch
@@ -324,12 +354,15 @@ class Encoder:
         from PIL import Image
 
         gradient = Image.linear_gradient("L").convert("RGB")
+        tokenizer = cast(TextTokenizer, self._tokenizer)
+        inputs = {
+            "get_text_features": tokenizer.pad(tokenizer.tokenize(["1 + 1"])),
+            "get_image_features": {k: v[None] for k, v in self._preprocess(gradient).items()},
+        }
         with torch.inference_mode():
-            text = {k: torch.as_tensor(v) for k, v in self._tokenize(["1 + 1"], 0).items()}
-            pixels = torch.as_tensor(self._preprocess(gradient)[None])
             rows = [
-                self._features(model, "get_text_features", text),
-                self._features(model, "get_image_features", {"pixel_values": pixels}),
+                self._features(model, method, {k: torch.as_tensor(v) for k, v in arrays.items()})
+                for method, arrays in inputs.items()
             ]
         return l2_normalize(np.concatenate(rows))
 

@@ -6,6 +6,7 @@ ClipExtError(Exception)                      catch this to catch all of ours
 ├── TextTooLongError(ValueError)             carries .index, .tokens and .context_length
 ├── ImageLoadError(ValueError)               carries .index and .source of the failing input
 │   └── ImageNotFoundError(FileNotFoundError)
+├── CaptionError(RuntimeError)               an LLM gave no caption; carries .source of the image
 ├── EmbeddingError(ValueError)               a vector that is zero, NaN, infinite or not unit length
 ├── DimensionMismatchError(ValueError)       carries .expected and .actual
 ├── EmbeddingSpaceMismatchError(ValueError)  the collection was written by another model
@@ -78,6 +79,18 @@ def _rebuild_image_error(
     kind: type[ImageLoadError], reason: str, source: str, index: int | None
 ) -> ImageLoadError:
     return kind(reason, source=source, index=index)
+
+
+class CaptionError(ClipExtError, RuntimeError):
+    """An LLM gave no caption of an image.
+
+    Attributes:
+        source: Which image, for a person.
+    """
+
+    def __init__(self, message: str, *, source: str = "") -> None:
+        super().__init__(message)
+        self.source = source
 
 
 class EmbeddingError(ClipExtError, ValueError):

@@ -10,7 +10,8 @@ from typing import Literal
 
 from .errors import UnknownModelError
 
-Family = Literal["clip", "chinese-clip"]
+# "text-only" is half a model: a text tower that was trained for another model's images.
+Family = Literal["clip", "chinese-clip", "siglip", "siglip2", "altclip", "metaclip-2", "text-only"]
 
 # CLIP's text tower has 77 positions (Radford et al. 2021, arXiv:2103.00020, section 2.4).
 CLIP_CONTEXT_LENGTH = 77
@@ -30,6 +31,7 @@ class ModelSpec:
         dim: Components of an embedding; ``None`` as above.
         context_length: Tokens that the text tower reads; ``None`` as above.
         advice: When to choose it, in a few words.
+        images_of: Of a text-only model, the model whose images it was trained for.
     """
 
     name: str
@@ -38,6 +40,7 @@ class ModelSpec:
     dim: int | None = None
     context_length: int | None = None
     advice: str = ""
+    images_of: str = ""
 
     @property
     def is_local(self) -> bool:
@@ -64,6 +67,19 @@ class EmbeddingSpace:
     dim: int
 
 
+@dataclass(frozen=True)
+class ScoreStatistics:
+    """What unrelated pairs of a collection score, in one direction.
+
+    Attributes:
+        mean: Of their cosines.
+        std: Standard deviation of their cosines.
+    """
+
+    mean: float
+    std: float
+
+
 def _openai(name: str, dim: int, advice: str) -> ModelSpec:
     hub_id = f"sentence-transformers/{name}"
     return ModelSpec(name, hub_id, "clip", dim, CLIP_CONTEXT_LENGTH, advice)
@@ -82,6 +98,23 @@ _MODELS = (
     _ofa_sys("Chinese-CLIP-ViT-L", "chinese-clip-vit-large-patch14", 768, "Chinese, recommended"),
     _ofa_sys("Chinese-CLIP-ViT-H", "chinese-clip-vit-huge-patch14", 1024, "Chinese, largest"),
 )
+
+# Text towers to pair with a model's images, as text_model_name. The multilingual one is DistilBERT,
+# taught to give 50 languages the vectors of CLIP (Reimers and Gurevych 2020, arXiv:2004.09813).
+TEXT_MODELS = {
+    spec.name: spec
+    for spec in (
+        ModelSpec(
+            "clip-ViT-B-32-multilingual-v1",
+            "sentence-transformers/clip-ViT-B-32-multilingual-v1",
+            "text-only",
+            512,
+            128,
+            "texts in 50 languages for the images of clip-ViT-B-32, as text_model_name",
+            images_of="clip-ViT-B-32",
+        ),
+    )
+}
 
 _DEMO_CHECKPOINTS = Path(__file__).resolve().parent / "demo" / "checkpoints"
 
@@ -113,8 +146,9 @@ def resolve_model(name: str | Path) -> ModelSpec:
     """Look up a model by alias, hub id, or local directory. Reads no file and no network.
 
     Args:
-        name: An alias of `list_models` (letter case does not matter), a demo model's name,
-            a hub id such as ``OFA-Sys/chinese-clip-vit-base-patch16``, or a directory.
+        name: An alias of `list_models` or of the multilingual text tower (letter case does not
+            matter), a demo model's name, a hub id such as
+            ``OFA-Sys/chinese-clip-vit-base-patch16``, or a directory.
 
     Returns:
         The table's row for a known checkpoint; for another hub id or a directory, a spec whose
@@ -124,7 +158,7 @@ def resolve_model(name: str | Path) -> ModelSpec:
         UnknownModelError: If the name is none of these; lists the known ones.
     """
     text = str(name)
-    for spec in _MODELS:
+    for spec in (*_MODELS, *TEXT_MODELS.values()):
         if text.lower() in (spec.name.lower(), spec.checkpoint.lower()):
             return spec
     if text in DEMO_MODELS:
@@ -134,7 +168,7 @@ def resolve_model(name: str | Path) -> ModelSpec:
         return ModelSpec(text, str(directory.resolve()))
     if isinstance(name, str) and _HUB_ID.fullmatch(text):
         return ModelSpec(text, text)
-    known = [spec.name for spec in _MODELS] + list(DEMO_MODELS)
+    known = [spec.name for spec in _MODELS] + [*TEXT_MODELS, *DEMO_MODELS]
     by_lower = {one.lower(): one for one in known}
     close = difflib.get_close_matches(text.lower(), by_lower, n=1, cutoff=0.6)
     hint = f" Did you mean {by_lower[close[0]]!r}?" if close else ""

@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, Union
 
-from llama_index.core.schema import BaseNode, ImageNode
+from llama_index.core.schema import BaseNode, ImageNode, TextNode
 from PIL import Image
 
 from .errors import ImageLoadError
@@ -173,17 +173,19 @@ def make_image_node(
     caption = _caption(file, captions)
     # NFC, so that one name has one id whichever way the file system spells its accents.
     name = unicodedata.normalize("NFC", file.as_posix()) if id_by == "path" else content_hash
-    return HashedImageNode(  # type: ignore[call-arg]
+    node = HashedImageNode(  # type: ignore[call-arg]
         id_=str(uuid.uuid5(_NAMESPACE, name)),
-        text=caption,
         image_path=str(file),
         image_mimetype=metadata["file_type"] or None,
         metadata=metadata,
         # The caption is what another model should read of an image. Without one the name is left,
         # because LlamaIndex's indexes pass over nodes whose text to embed is empty.
-        excluded_embed_metadata_keys=[key for key in metadata if caption or key != "file_name"],
+        excluded_embed_metadata_keys=[key for key in metadata if key != "file_name"],
         excluded_llm_metadata_keys=[key for key in metadata if key != "file_name"],
     )
+    if caption:
+        set_caption(node, caption)
+    return node
 
 
 def with_content_hash(node: BaseNode) -> BaseNode:
@@ -203,6 +205,21 @@ def with_content_hash(node: BaseNode) -> BaseNode:
 def is_image_node(node: BaseNode) -> bool:
     """Whether a node is an image to embed, rather than a text."""
     return isinstance(node, ImageNode) or has_image(node)
+
+
+def node_text(node: BaseNode) -> str:
+    """Return a node's own text, an image's caption; empty if it has none."""
+    if isinstance(node, TextNode):
+        return node.text or ""
+    resource = getattr(node, "text_resource", None)
+    return (resource.text or "") if resource else ""
+
+
+def set_caption(node: BaseNode, caption: str) -> None:
+    """Give an image a caption, which then stands for it where its file's name did."""
+    node.set_content(caption)
+    if set(node.metadata) - set(node.excluded_embed_metadata_keys) == {"file_name"}:
+        node.excluded_embed_metadata_keys = list(node.metadata)
 
 
 def _file_facts(file: Path) -> dict[str, Any]:

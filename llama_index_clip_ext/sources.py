@@ -103,6 +103,11 @@ def has_image(node: Any) -> bool:
     return _node_source(node) is not None
 
 
+def is_decoded(source: ImageSource) -> bool:
+    """Whether a source is pixels already, so that its digest is not that of any file."""
+    return isinstance(source, (Image.Image, np.ndarray))
+
+
 def describe_source(source: ImageSource) -> str:
     """Name a source for a person: its path, or its type and size. Never its content."""
     if isinstance(source, os.PathLike):

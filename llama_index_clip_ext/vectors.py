@@ -15,6 +15,9 @@ Rows: TypeAlias = NDArray[np.float32]
 # How far a vector's length may be from 1: float32 rounding of a long vector stays far below.
 _UNIT_TOLERANCE = 1e-3
 
+# A sum of weighted unit vectors that is shorter than this points anywhere.
+_MIN_COMBINED_LENGTH = 1e-4
+
 
 def l2_normalize(features: NDArray[Any]) -> Rows:
     """Scale rows to unit length, in float32.
@@ -37,6 +40,30 @@ def l2_normalize(features: NDArray[Any]) -> Rows:
             "direction; if a model made it, try dtype='float32'"
         )
     return np.asarray(rows / norms, dtype=np.float32)
+
+
+def combine(embeddings: NDArray[Any], weights: Sequence[float]) -> Rows:
+    """Add embeddings up, each with its weight, and scale the sum to unit length.
+
+    Args:
+        embeddings: Unit-length rows. Shape ``(n, dim)``.
+        weights: One per row; below zero leads away from it.
+
+    Returns:
+        Shape ``(dim,)``.
+
+    Raises:
+        EmbeddingError: If they cancel each other out, so that nothing is left to search with.
+    """
+    total = np.asarray(weights, dtype=np.float64) @ np.asarray(embeddings, dtype=np.float64)
+    # Rounding leaves a length of 1e-7 where a text is taken from itself.
+    if np.linalg.norm(total) < _MIN_COMBINED_LENGTH:
+        raise EmbeddingError(
+            "what is asked for and what is to be avoided cancel each other out: nothing is left to "
+            "search with; use other items or weights"
+        )
+    row: Rows = l2_normalize(total[None])[0]
+    return row
 
 
 def check_vector(vector: Sequence[float], dim: int, name: str) -> list[float]:

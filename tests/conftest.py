@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 
 # Read once, when huggingface_hub is imported: before anything else.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -11,42 +10,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from pathlib import Path
 
+import loopback
 import pytest
 from PIL import Image
-
-LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_network():
-    """Fail whatever test, in whatever thread, connects to anything but this machine."""
-    connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
-    resolve = socket.getaddrinfo
-
-    def check(address):
-        host = address[0] if isinstance(address, tuple) else "unix"
-        if host != "unix" and not str(host).startswith(LOOPBACK):
-            raise AssertionError(f"a test tried to reach {address}")
-
-    def guarded_connect(self, address):
-        check(address)
-        return connect(self, address)
-
-    def guarded_connect_ex(self, address):
-        check(address)
-        return connect_ex(self, address)
-
-    def guarded_resolve(host, *args, **kwargs):
-        if host:
-            check((host.decode() if isinstance(host, bytes) else host,))
-        return resolve(host, *args, **kwargs)
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(socket.socket, "connect", guarded_connect)
-    patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
-    patch.setattr(socket, "getaddrinfo", guarded_resolve)
-    yield
-    patch.undo()
+    """Fail whatever test connects to anything but this machine."""
+    with loopback.only_loopback():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from checkpoints import CHINESE_CLIP_PREPROCESSOR, CLIP_PREPROCESSOR
 
 import llama_index_clip_ext
 from llama_index_clip_ext import CLIPEmbedding
+from llama_index_clip_ext.architectures import ARCHITECTURES
 from llama_index_clip_ext.checkpoint import Checkpoint, download_model, find_checkpoint
 from llama_index_clip_ext.errors import ModelLoadError, UnknownModelError
 
@@ -51,11 +52,13 @@ def test_plain_directory(clip_dir):
     assert find_checkpoint(clip_dir) == Checkpoint(
         name=str(clip_dir),
         directory=clip_dir.resolve(),
-        family="clip",
+        architecture=ARCHITECTURES["clip"],
         dim=16,
         context_length=77,
+        reads_english_only=True,
         revision="",
     )
+    assert find_checkpoint(clip_dir).family == "clip"
 
 
 def test_layout_of_sentence_transformers(st_dir):
@@ -114,7 +117,6 @@ def test_safetensors_come_before_pickles(tmp_path):
     assert find_checkpoint(both).weight_files == [both.resolve() / "model.safetensors"]
     old = write(tmp_path / "old", model__safetensors=None, pytorch_model__bin=b"pickled")
     assert find_checkpoint(old).weight_files == [old.resolve() / "pytorch_model.bin"]
-    assert [find_checkpoint(path).has_safetensors for path in (both, old)] == [True, False]
 
 
 # What would not work.
@@ -582,4 +584,4 @@ def test_weights_of_other_programs_do_not_count(tmp_path):
         pytorch_model__bin=b"pickled",
         open_clip_model__safetensors=b"another program's",
     )
-    assert not find_checkpoint(directory).has_safetensors
+    assert [file.name for file in find_checkpoint(directory).weight_files] == ["pytorch_model.bin"]

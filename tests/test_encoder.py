@@ -176,7 +176,7 @@ def test_pickled_weights_load_where_there_are_no_safetensors(clip_dir, tmp_path)
     (copy / "model.safetensors").unlink()
     expected = Encoder(find_checkpoint(clip_dir)).encode_texts(["a"], batch_size=1)
     rows = Encoder(find_checkpoint(copy)).encode_texts(["a"], batch_size=1)
-    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_allclose(rows, expected, atol=1e-6)
 
 
 def test_a_pickle_that_runs_code_is_not_read(clip_dir, tmp_path):
@@ -307,3 +307,21 @@ def test_a_pickle_carries_no_weights_and_a_copy_shares_them(encoder):
     assert len(pickled) < 10_000
     np.testing.assert_array_equal(pickle.loads(pickled).encode_texts(["a"], batch_size=1), expected)
     assert deepcopy(encoder)._model is encoder._model
+
+
+def test_the_logit_scale_is_after_the_exponential(clip_dir, encoder):
+    from transformers import CLIPModel
+
+    model = CLIPModel.from_pretrained(clip_dir)
+    assert encoder.logit_scale == pytest.approx(float(model.logit_scale.detach().exp()))
+    assert encoder.logit_scale == pytest.approx(1 / 0.07, rel=1e-3)
+    assert encoder.logit_bias is None
+    half = Encoder(find_checkpoint(clip_dir), dtype="float16")
+    assert half.logit_scale == pytest.approx(encoder.logit_scale, rel=1e-2)
+
+
+def test_a_logit_bias_is_read_where_there_is_one(clip_dir):
+    encoder = Encoder(find_checkpoint(clip_dir))
+    assert encoder.logit_scale > 1  # Loads the model.
+    encoder._model.logit_bias = torch.nn.Parameter(torch.tensor([-16.5]))
+    assert encoder.logit_bias == -16.5

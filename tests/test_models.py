@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from llama_index_clip_ext.errors import ClipExtError, UnknownModelError
-from llama_index_clip_ext.models import DEMO_MODELS, ModelSpec, list_models, resolve_model
+from llama_index_clip_ext.models import (
+    DEMO_MODELS,
+    TEXT_MODELS,
+    ModelSpec,
+    list_models,
+    resolve_model,
+)
 
 # name, hub id, family, dimension, tokens of context
 TABLE = [
@@ -92,7 +98,7 @@ def test_unknown_name_lists_the_known_ones_and_the_closest(name, meant):
     ) as caught:
         resolve_model(name)
     assert f"Did you mean {meant!r}?" in str(caught.value)
-    assert str(caught.value).endswith(f"Known: {', '.join([*NAMES, *DEMO_MODELS])}")
+    assert str(caught.value).endswith(f"Known: {', '.join([*NAMES, *TEXT_MODELS, *DEMO_MODELS])}")
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, ClipExtError)
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from urllib.parse import urlparse
 
-from pymilvus import MilvusClient
+from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from . import lite
 from .errors import DimensionMismatchError, StoreError
+from .expressions import Engine
+from .full_text import INDEX, SPARSE_FIELD, FullText, add_bm25, no_jieba, text_options
 from .models import EmbeddingSpace
 from .passport import Passport
-from .rows import Modality, add_fields
+from .rows import Field, Modality, add_fields
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,12 @@ PARTITIONS: Mapping[Modality, str] = {"image": "images", "text": "texts"}
 # M and efConstruction: Milvus's own advice for high recall, since text queries against image
 # vectors need more of it than image queries do (the modality gap).
 _HNSW = {"index_type": "HNSW", "M": 32, "efConstruction": 360}
+
+_TYPES: Mapping[DataType, type] = {
+    DataType.VARCHAR: str,
+    **dict.fromkeys((DataType.INT8, DataType.INT16, DataType.INT32, DataType.INT64), int),
+    DataType.DOUBLE: float,
+}
 
 _MAX_BATCH_BYTES = 16 * 2**20  # Well below the 64 MiB that a server's gRPC takes at once.
 _MAX_BATCH_ROWS = 1_000
@@ -54,7 +63,7 @@ def read_passport(
         )
     client, path, lock = connect(address, token, db_name)
     try:
-        with lock:
+        with lock, reported():
             if not client.has_collection(collection_name):
                 raise StoreError(
                     f"no collection {collection_name!r} in {address}; there are: "
@@ -99,6 +108,23 @@ def disconnect(client: MilvusClient, path: str | None) -> None:
         lite.disconnect(path)
 
 
+def engine(client: MilvusClient, path: str | None) -> Engine:
+    """Say who reads the expressions of a database."""
+    if path:
+        return Engine.LITE
+    version = re.match(r"v?(\d+)\.(\d+)", client.get_server_version())
+    is_old = version and (int(version[1]), int(version[2])) < (2, 4)
+    return Engine.OLD_SERVER if is_old else Engine.SERVER
+
+
+def columns(description: Mapping[str, Any]) -> dict[str, Field]:
+    """Return the columns of a collection that another program made."""
+    return {
+        field["name"]: Field(field["name"], _TYPES.get(field["type"], object))
+        for field in description["fields"]
+    }
+
+
 def index_config(address: str, index_type: str, similarity_metric: str) -> dict[str, Any]:
     """Choose the index and its metric for a database, or refuse what would lose hits there.
 
@@ -141,22 +167,28 @@ def create(
 ) -> None:
     """Make a collection with our columns, its index and its passport."""
     schema = client.create_schema(auto_id=False, enable_dynamic_field=True)
-    add_fields(schema, passport.space.dim)
+    add_fields(schema, passport.space.dim, text_options(passport.full_text))
+    if passport.full_text:
+        add_bm25(schema)
     client.create_collection(
         collection_name,
         schema=schema,
         consistency_level=consistency_level,
         properties=passport.to_properties(),
     )
-    _add_index(client, collection_name, index)
+    _add_index(client, collection_name, "embedding", index)
+    if passport.full_text:
+        _add_index(client, collection_name, SPARSE_FIELD, INDEX)
 
 
-def _add_index(client: MilvusClient, collection_name: str, index: dict[str, Any]) -> None:
+def _add_index(
+    client: MilvusClient, collection_name: str, field: str, index: Mapping[str, Any]
+) -> None:
     params = {key: index[key] for key in index if key not in ("index_type", "metric_type")}
     index_params = client.prepare_index_params()
     index_params.add_index(
-        field_name="embedding",
-        index_name="embedding",
+        field_name=field,
+        index_name=field,
         index_type=index["index_type"],
         metric_type=index["metric_type"],
         params=params,
@@ -169,14 +201,18 @@ def check(
     description: Mapping[str, Any],
     space: EmbeddingSpace,
     index: dict[str, Any],
+    full_text: FullText | None = None,
 ) -> Passport | None:
-    """Refuse a collection whose vectors are not this model's; complete one that was cut short."""
+    """Refuse a collection that is not what is wanted; complete one that was cut short."""
     name = description["collection_name"]
     passport = Passport.from_properties(description.get("properties") or {})
     if passport:
         passport.check(space, name)
+        passport.check_full_text(full_text, name)
         if not client.list_indexes(name, field_name="embedding"):
-            _add_index(client, name, {**index, "metric_type": passport.metric})
+            _add_index(client, name, "embedding", {**index, "metric_type": passport.metric})
+        if passport.full_text and not client.list_indexes(name, field_name=SPARSE_FIELD):
+            _add_index(client, name, SPARSE_FIELD, INDEX)
         metric = client.describe_index(name, "embedding")["metric_type"]
         if metric != passport.metric:
             raise StoreError(
@@ -204,6 +240,11 @@ def check(
                 f"collection {name!r} was not made by this package, and its index compares by "
                 f"{metric}, not by COSINE or IP; use another collection_name, or overwrite=True"
             )
+    if full_text is not None:
+        raise StoreError(
+            f"collection {name!r} was not made by this package, so its texts are not prepared for "
+            f"full_text={full_text!r}; use another collection_name, or overwrite=True"
+        )
     logger.warning(
         "collection %r was not made by this package and does not say which model wrote it; only "
         "its dimension fits %r",
@@ -211,6 +252,17 @@ def check(
         space.model,
     )
     return None
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Say what to do where Milvus Lite lacks jieba: one Chinese collection shuts its whole file."""
+    try:
+        yield
+    except MilvusException as err:
+        if "jieba" in str(err):
+            raise no_jieba() from err
+        raise
 
 
 def batches(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

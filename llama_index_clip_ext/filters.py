@@ -1,12 +1,10 @@
-"""LlamaIndex metadata filters as Milvus expressions, every literal escaped."""
+"""LlamaIndex's metadata filters as expressions of Milvus."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+import reprlib
+from collections.abc import Mapping
 
 from llama_index.core.vector_stores.types import (
     FilterCondition,
@@ -16,146 +14,173 @@ from llama_index.core.vector_stores.types import (
 )
 
 from .errors import FilterError
-
-_COMPARISONS = {
-    FilterOperator.EQ: "==",
-    FilterOperator.NE: "!=",
-    FilterOperator.GT: ">",
-    FilterOperator.GTE: ">=",
-    FilterOperator.LT: "<",
-    FilterOperator.LTE: "<=",
-}
-_LISTS = {FilterOperator.IN: "in", FilterOperator.NIN: "not in"}
-_ARRAYS = {
-    FilterOperator.CONTAINS: "json_contains",
-    FilterOperator.ANY: "json_contains_any",
-    FilterOperator.ALL: "json_contains_all",
-}
-_ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
-# Milvus Lite takes "in" and json_contains of a bare name only; these are no names there.
-_LITE_KEYWORDS = frozenset(
-    ("and", "exists", "false", "in", "interval", "is", "iso", "like", "not", "null", "or", "true")
+from .expressions import (
+    MAX_INT,
+    NEVER,
+    DynamicField,
+    Engine,
+    Value,
+    is_lite_name,
+    literal,
+    pattern,
 )
-# Quotes, backslashes and control characters in a key fail silently on a server.
-_UNSAFE_KEY = re.compile(r'["\\/\x00-\x1f\x7f]')
+from .rows import Field
 
-
-def literal(value: Any) -> str:
-    """Write a string, number, boolean or list of them as Milvus reads it.
-
-    ``json.dumps`` will not do: Milvus Lite rejects its escapes of control characters, a server
-    those of emoji.
-
-    Raises:
-        FilterError: If Milvus has no literal for the value.
-    """
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
-        return repr(value)
-    if isinstance(value, str):
-        return '"' + "".join(_ESCAPES.get(character, character) for character in value) + '"'
-    if isinstance(value, Sequence):
-        return f"[{', '.join(literal(item) for item in value)}]"
-    raise FilterError(f"cannot filter by {value!r} of type {type(value).__name__}")
-
-
-def ids_expression(field: str, ids: Sequence[str]) -> str:
-    """Say that a field is one of these ids."""
-    return f"{field} in {literal(list(ids))}"
+_NEGATED = {FilterOperator.NE: FilterOperator.EQ, FilterOperator.NIN: FilterOperator.IN}
+_OF_LISTS = (FilterOperator.CONTAINS, FilterOperator.ANY, FilterOperator.ALL)
+_WITH_LISTS = (FilterOperator.IN, FilterOperator.NIN, FilterOperator.ANY, FilterOperator.ALL)
+_MAX_DEPTH = 32  # Milvus Lite's parser recurses, and gives up before 60.
 
 
 def filter_expression(
-    filters: MetadataFilters | None, columns: Mapping[str, str], *, is_lite: bool = False
+    filters: MetadataFilters | None,
+    fields: Mapping[str, Field],
+    *,
+    engine: Engine = Engine.SERVER,
 ) -> str:
-    """Translate LlamaIndex's filters, nested ones included.
+    """Translate LlamaIndex's filters, nested ones included, exactly or not at all.
 
-    A row that lacks the key matches no operator, as in LlamaIndex's own stores.
+    They mean what they mean to LlamaIndex's `SimpleVectorStore`: a row without the key is matched
+    by ``!=``, ``nin`` and ``is_empty`` alone; ``True`` is 1, so that a boolean is asked by 1 or 0;
+    ``is_empty`` is a missing key, ``None``, ``""`` or ``[]``. Where it differs:
+
+    * Values that Python cannot compare do not match, where it raises ``TypeError``.
+    * ``contains``, ``any`` and ``all`` ask lists; of a text, ``text_match`` asks for a part.
+    * In a column of the collection (``file_name``, ``width``...), ``""`` and -1 are missing values.
+    * ``doc_id`` is the document that a node comes from, ``modality`` is ``image`` or ``text``;
+      every other key is of the node's metadata.
+    * A server rounds integers beyond 2**53 to compare them with floats.
+
+    Dates are compared as text: ISO 8601 in one time zone orders rightly, so that
+    ``last_modified_date`` (UTC) is ``>=`` ``"2024-05-01"`` and ``<`` ``"2024-06"`` in May 2024.
 
     Args:
-        filters: AND, OR and NOT of filters; NOT means none of them.
-        columns: Fields of the collection's schema, each with the literal that stands for a missing
-            value (``""`` if none does); every other key is a dynamic field.
-        is_lite: Whether Milvus Lite is to read it, whose grammar is narrower.
+        filters: AND, OR and NOT of filters; NOT means none of them. An empty group says nothing.
+        fields: Where keys are kept; every other key is a dynamic field of its own name.
+        engine: Who is to read the expression.
 
     Returns:
-        The expression; empty if there is nothing to filter by.
+        The expression, exact for rows that this package wrote; empty if there is nothing to filter
+        by.
 
     Raises:
-        FilterError: If an operator, a key or a value has no exact equivalent.
+        FilterError: If an operator, a key or a value has no exact equivalent, or groups nest too
+            deep.
     """
-    if filters is None:
-        return ""
+    return _group(filters, fields, engine, 1) if filters else ""
+
+
+def _group(group: MetadataFilters, fields: Mapping[str, Field], engine: Engine, depth: int) -> str:
+    if depth > _MAX_DEPTH:
+        raise FilterError(f"filters are nested deeper than {_MAX_DEPTH} groups; flatten them")
     parts = []
-    for item in filters.filters:
+    for item in group.filters:
         if isinstance(item, MetadataFilters):
-            part = filter_expression(item, columns, is_lite=is_lite)
+            part = _group(item, fields, engine, depth + 1)
         else:
-            part = _one(item, columns, is_lite)
+            part = _one(item, fields, engine)
         if part:
             parts.append(f"({part})")
-    if filters.condition == FilterCondition.NOT:
-        return " and ".join(f"(not {part})" for part in parts)
-    joint = " or " if filters.condition == FilterCondition.OR else " and "
-    return joint.join(parts)
+    if group.condition == FilterCondition.NOT and parts:
+        return f"not ({' or '.join(parts)})"
+    return (" or " if group.condition == FilterCondition.OR else " and ").join(parts)
 
 
-def _one(item: MetadataFilter, columns: Mapping[str, str], is_lite: bool) -> str:
-    key = _key(item.key, columns, is_lite)
-    condition = _condition(item, key)
-    if item.key not in columns:
-        return f"(exists {key}) and ({condition})"
-    missing = columns[item.key]
-    if not missing or item.operator in (FilterOperator.EQ, FilterOperator.IN):
-        return condition
-    return f"({key} != {missing}) and ({condition})"
+def _one(item: MetadataFilter, fields: Mapping[str, Field], engine: Engine) -> str:
+    try:
+        field = fields.get(item.key) or Field(item.key)
+        operator, values = _NEGATED.get(item.operator, item.operator), _values(item)
+        if field.type:
+            test = _of_column(operator, field, field.type, values, engine)
+        else:
+            lists = _lite_lists(item.key, field.name, fields)
+            test = _of_dynamic_field(operator, DynamicField(field.name, lists, engine), values)
+    except FilterError as err:
+        wanted = f"{item.key!r} {item.operator.value} {reprlib.repr(item.value)}"
+        raise FilterError(f"filter {wanted}: {err}") from err
+    return f"not ({test})" if item.operator in _NEGATED else test
 
 
-def _condition(item: MetadataFilter, key: str) -> str:
-    if item.operator in _COMPARISONS:
-        if item.value is None:
-            raise FilterError(f"filter on {item.key!r} has no value to compare with")
-        return f"{key} {_COMPARISONS[item.operator]} {literal(item.value)}"
-    if item.operator in _LISTS:
-        values = _list(item)
-        if key.startswith("$") and values:
-            # Milvus Lite knows no "in" of such a key.
-            any_of = " or ".join(f"{key} == {literal(value)}" for value in values)
-            return any_of if item.operator == FilterOperator.IN else f"not ({any_of})"
-        if not values:
-            return "id in []" if item.operator == FilterOperator.IN else "not (id in [])"
-        return f"{key} {_LISTS[item.operator]} {literal(values)}"
-    if item.operator == FilterOperator.CONTAINS:
-        return f"json_contains({key}, {literal(item.value)})"
-    if item.operator in _ARRAYS:
-        return f"{_ARRAYS[item.operator]}({key}, {literal(_list(item))})"
-    if item.operator == FilterOperator.TEXT_MATCH and isinstance(item.value, str):
-        if re.search(r"[%_\\]", item.value):
-            raise FilterError(f"text_match for {item.value!r}: %, _ and \\ are Milvus's wildcards")
-        return f"{key} like {literal(f'%{item.value}%')}"
-    known = ", ".join(operator.value for operator in (*_COMPARISONS, *_LISTS, *_ARRAYS))
-    raise FilterError(
-        f"filter on {item.key!r}: operator {item.operator.value!r} is not supported; supported are "
-        f"{known}, text_match"
-    )
-
-
-def _list(item: MetadataFilter) -> list[Any]:
-    if not isinstance(item.value, list):
+def _values(item: MetadataFilter) -> list[Value]:
+    """Return what a filter compares with, numbers as integers where they are whole."""
+    value = item.value
+    if item.operator == FilterOperator.IS_EMPTY:
+        return []
+    if item.operator == FilterOperator.TEXT_MATCH_INSENSITIVE:
         raise FilterError(
-            f"filter on {item.key!r}: {item.operator.value!r} needs a list, got {item.value!r}"
+            "Milvus minds the case; keep the text in lower case under another key as well, and use "
+            "'text_match'"
         )
-    return item.value
+    if value is None:
+        raise FilterError("there is no value; rows without one are asked for by 'is_empty'")
+    if isinstance(value, list) != (item.operator in _WITH_LISTS):
+        expected = "a list" if item.operator in _WITH_LISTS else "one value"
+        raise FilterError(f"{item.operator.value!r} needs {expected}")
+    values: list[Value] = [*value] if isinstance(value, list) else [value]
+    for each in values:
+        literal(each)
+    if item.operator == FilterOperator.TEXT_MATCH and not isinstance(value, str):
+        raise FilterError("'text_match' needs a text")
+    return [each if isinstance(each, str) else _number(each) for each in values]
 
 
-def _key(key: str, columns: Mapping[str, str], is_lite: bool) -> str:
-    if key in columns:
+def _number(value: float) -> int | float:
+    # A server compares integers exactly with integers only.
+    is_whole = isinstance(value, int) or (value.is_integer() and abs(value) <= MAX_INT)
+    return int(value) if is_whole else value
+
+
+def _of_column(
+    operator: FilterOperator, field: Field, kind: type, values: list[Value], engine: Engine
+) -> str:
+    name, missing = field.name, field.missing
+    if kind not in (str, int, float):
+        raise FilterError("the collection has a column of that name whose type cannot be filtered")
+    if operator in _OF_LISTS:
+        raise FilterError(f"a column of {kind.__name__} holds no lists; use '==' or 'in'")
+    for value in values:
+        if isinstance(value, str) != (kind is str):
+            raise FilterError(f"{value!r} compared with a column of {kind.__name__}")
+    if operator == FilterOperator.IS_EMPTY:
+        blank = "" if kind is str else missing
+        return NEVER if blank is None else f"{name} == {literal(blank)}"
+    if operator in (FilterOperator.EQ, FilterOperator.IN):
+        if missing in values:
+            raise FilterError(f"{missing!r} stands for a missing value here; use 'is_empty'")
+        wanted = [value for value in values if kind is not int or isinstance(value, int)]
+        if operator == FilterOperator.EQ and wanted:
+            return f"{name} == {literal(wanted[0])}"
+        return f"{name} in {literal(wanted)}"
+    if operator == FilterOperator.TEXT_MATCH:
+        test = f"{name} like {pattern(str(values[0]), engine)}"
+    else:
+        sign, value = operator.value, values[0]
+        if kind is int and isinstance(value, float):
+            # Of integers, those below 2.5 are those up to 2.
+            sign, value = (">" if sign in (">", ">=") else "<="), math.floor(value)
+        test = f"{name} {sign} {literal(value)}"
+    return test if missing is None else f"{name} != {literal(missing)} and {test}"
+
+
+def _of_dynamic_field(operator: FilterOperator, field: DynamicField, values: list[Value]) -> str:
+    if operator == FilterOperator.IS_EMPTY:
+        return field.is_empty()
+    if operator == FilterOperator.TEXT_MATCH:
+        return field.has_part(str(values[0]))
+    if operator in (FilterOperator.EQ, FilterOperator.IN):
+        return field.is_in(values)
+    if operator not in _OF_LISTS:
+        return field.compares(operator.value, values[0])
+    if operator != FilterOperator.ALL:
+        return field.contains_any(values)
+    if not values:
+        raise FilterError("'all' needs at least one value")
+    return " and ".join(f"({field.contains_any([value])})" for value in values)
+
+
+def _lite_lists(key: str, name: str, fields: Mapping[str, Field]) -> str:
+    """Return what Milvus Lite's list functions take: a bare name, or a path from one."""
+    if name == key and is_lite_name(key):
         return key
-    if not key or _UNSAFE_KEY.search(key):
-        raise FilterError(
-            f"cannot filter by the key {key!r}: quotes, slashes and control characters"
-        )
-    if is_lite and key.isidentifier() and key.lower() not in _LITE_KEYWORDS:
-        return key
-    # $meta[...] holds for any key, where a bare one with a dash would be read as a subtraction.
-    return f"$meta[{json.dumps(key, ensure_ascii=False)}]"
+    # The node as JSON, which this package's collections have in a column.
+    return f'_node_content["metadata"][{literal(key)}]' if "_node_content" in fields else ""

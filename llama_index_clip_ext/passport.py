@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from . import __version__
 from .errors import DimensionMismatchError, EmbeddingSpaceMismatchError, StoreError
-from .models import EmbeddingSpace
+from .full_text import FullText
+from .models import EmbeddingSpace, ScoreStatistics
 
 # A property, because Milvus Lite drops a collection's description.
 PROPERTY = "clip_ext.passport"
@@ -26,11 +27,16 @@ class Passport:
         space: The model, its weights and preprocessing, and the dimension.
         metric: Milvus's metric: ``COSINE`` or ``IP``, the same on unit vectors.
         package: Version of this package that made the collection.
+        calibration: What unrelated pairs score, by direction such as ``text->image``; empty until
+            `calibrate_scores` has measured it.
+        full_text: Analyzer of its texts; ``None`` if they cannot be searched by words.
     """
 
     space: EmbeddingSpace
     metric: str
     package: str = __version__
+    calibration: Mapping[str, ScoreStatistics] = field(default_factory=dict)
+    full_text: FullText | None = None
 
     def to_properties(self) -> dict[str, str]:
         """Return the collection properties that keep the passport."""
@@ -40,6 +46,8 @@ class Passport:
             "metric": self.metric,
             "normalized": True,
             "package": self.package,
+            "calibration": {name: asdict(one) for name, one in self.calibration.items()},
+            "full_text": self.full_text,
         }
         return {PROPERTY: json.dumps(content)}
 
@@ -60,7 +68,25 @@ class Passport:
             )
         fields = EmbeddingSpace.__dataclass_fields__
         space = EmbeddingSpace(**{name: content[name] for name in fields})
-        return cls(space, content["metric"], content["package"])
+        measured = content.get("calibration", {})
+        calibration = {name: ScoreStatistics(**one) for name, one in measured.items()}
+        # The first collections of this format say nothing of either, and have none.
+        return cls(
+            space, content["metric"], content["package"], calibration, content.get("full_text")
+        )
+
+    def check_full_text(self, wanted: FullText | None, collection: str) -> None:
+        """Refuse a collection whose texts were not prepared to be searched as is wanted.
+
+        Raises:
+            StoreError: If they were not.
+        """
+        if wanted is not None and self.full_text != wanted:
+            made = f"full_text={self.full_text!r}" if self.full_text else "no full text"
+            raise StoreError(
+                f"collection {collection!r} was made with {made}, full_text={wanted!r} is wanted; "
+                "use another collection_name, or index again with overwrite=True"
+            )
 
     def check(self, space: EmbeddingSpace, collection: str) -> None:
         """Refuse a model whose embeddings cannot be compared with the collection's.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from llama_index.core.schema import (
     BaseNode,
@@ -21,7 +22,7 @@ from pydantic_core import to_jsonable_python
 from pymilvus import CollectionSchema, DataType
 
 from .errors import EmbeddingError, RowTooLargeError
-from .nodes import is_image_node
+from .nodes import is_image_node, node_text
 from .sources import image_digest
 from .vectors import check_vector
 
@@ -39,6 +40,13 @@ _NUMBER_COLUMNS = ("file_size", "width", "height")
 _OWN_COLUMNS = ("id", "doc_id", "text", "modality", "node_hash", "_node_content", "_node_type")
 COLUMNS = frozenset((*_OWN_COLUMNS, *_TEXT_COLUMNS, *_NUMBER_COLUMNS))
 
+# Metadata under the name of a column of ours is kept under another, so that it can be filtered by.
+# Not "doc_id", which for LlamaIndex is the document, nor "modality", by which its own retrievers
+# can be kept to images: those are the columns, whatever the metadata say.
+_OPEN_COLUMNS = ("doc_id", "modality")
+_SHADOWED = {key: f"${key}" for key in (*_OWN_COLUMNS, "embedding") if key not in _OPEN_COLUMNS}
+_RESERVED_KEYS = frozenset(("$meta", *_SHADOWED.values()))
+
 # What a hit needs to become a node again; never the vector.
 OUTPUT_FIELDS = ["text", "_node_content", "_node_type"]
 
@@ -51,12 +59,30 @@ _NODE_CLASSES: dict[str, type[BaseNode]] = {
 _VOLATILE_METADATA = frozenset(("last_modified_date", "last_accessed_date"))
 
 
-def add_fields(schema: CollectionSchema, dim: int) -> CollectionSchema:
-    """Add the columns of our collections to a schema."""
+class Field(NamedTuple):
+    """Where the values of a metadata key are kept.
+
+    Attributes:
+        name: The column's or dynamic field's.
+        type: Of a column: ``str``, ``int`` or ``float``; ``object`` if it is another. ``None`` for
+            a dynamic field, which holds any JSON.
+        missing: What stands in a column for a missing value.
+    """
+
+    name: str
+    type: type | None = None
+    missing: str | int | None = None
+
+
+def add_fields(
+    schema: CollectionSchema, dim: int, text_options: Mapping[str, Any] = MappingProxyType({})
+) -> CollectionSchema:
+    """Add the columns of our collections to a schema; the options are the text's."""
     schema.add_field("id", DataType.VARCHAR, max_length=MAX_VARCHAR_BYTES, is_primary=True)
     schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=dim)
     for name in (*_OWN_COLUMNS[1:], *_TEXT_COLUMNS):
-        schema.add_field(name, DataType.VARCHAR, max_length=MAX_VARCHAR_BYTES)
+        options = text_options if name == "text" else {}
+        schema.add_field(name, DataType.VARCHAR, max_length=MAX_VARCHAR_BYTES, **options)
     for name in _NUMBER_COLUMNS:
         schema.add_field(name, DataType.INT64)
     return schema
@@ -70,7 +96,7 @@ def modality_of(node: BaseNode) -> Modality:
 def node_hash(node: BaseNode) -> str:
     """Return the SHA-256 of all that a row is made of: image content, caption and metadata."""
     metadata = {key: value for key, value in node.metadata.items() if key not in _VOLATILE_METADATA}
-    content = [_text(node), metadata, node.ref_doc_id, _image_address(node)]
+    content = [node_text(node), metadata, node.ref_doc_id, _image_address(node)]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -112,12 +138,7 @@ def check_node(node: BaseNode) -> dict[str, Any]:
         _check_metadata(key, value, name)
     flat = node_to_metadata_dict(bare, remove_text=True, text_field="text")
     metadata = bare.model_dump(mode="json")["metadata"]
-    # A key without a value is left out: servers and Milvus Lite do not agree on what exists.
-    row = {
-        key: value
-        for key, value in metadata.items()
-        if key not in _OWN_COLUMNS and value is not None
-    }
+    row = _dynamic_fields(metadata)
     row |= _columns(metadata, name)
     if _holds_pixels(node) and not row["content_hash"]:
         row["content_hash"] = image_digest(node)
@@ -125,7 +146,7 @@ def check_node(node: BaseNode) -> dict[str, Any]:
         "id": node.node_id,
         # A node without a source is its own document, as LlamaIndex's pipelines have it.
         "doc_id": node.ref_doc_id or node.node_id,
-        "text": _text(node),
+        "text": node_text(node),
         "modality": modality_of(node),
         "node_hash": node_hash(node),
         "_node_content": flat["_node_content"],
@@ -157,24 +178,18 @@ def row_to_node(row: Mapping[str, Any]) -> BaseNode:
     return node
 
 
-def missing_values() -> dict[str, str]:
-    """Return, for each column of ours, the literal that stands for a missing value, or ""."""
+def metadata_fields() -> dict[str, Field]:
+    """Return where each metadata key is kept that is not a dynamic field of its own name."""
     return {
-        **dict.fromkeys((*_OWN_COLUMNS, "embedding"), ""),
-        **dict.fromkeys(_TEXT_COLUMNS, '""'),
-        **dict.fromkeys(_NUMBER_COLUMNS, "-1"),
+        **{key: Field(name) for key, name in _SHADOWED.items()},
+        **{key: Field(key, str) for key in _OPEN_COLUMNS},
+        **{key: Field(key, str, "") for key in _TEXT_COLUMNS},
+        **{key: Field(key, int, -1) for key in _NUMBER_COLUMNS},
     }
 
 
 def _name(node: BaseNode) -> str:
     return f"node {node.node_id!r}"
-
-
-def _text(node: BaseNode) -> str:
-    if isinstance(node, TextNode):
-        return node.text or ""
-    resource = getattr(node, "text_resource", None)
-    return (resource.text or "") if resource else ""
 
 
 def _image_address(node: BaseNode) -> list[str]:
@@ -190,8 +205,8 @@ def _holds_pixels(node: BaseNode) -> bool:
 
 def _check_metadata(key: str, value: Any, name: str) -> None:
     """Refuse what pymilvus would choke on, after it wrote the batches before."""
-    if key == "$meta":
-        raise ValueError(f"{name}: Milvus keeps the metadata key '$meta' for itself")
+    if key in _RESERVED_KEYS:
+        raise ValueError(f"{name}: the store keeps the metadata key {key!r} for itself")
     try:
         content = json.dumps(to_jsonable_python(value), ensure_ascii=False)
         content.encode()
@@ -204,6 +219,17 @@ def _check_metadata(key: str, value: Any, name: str) -> None:
         raise TypeError(f"{name}: metadata {key!r} cannot be written as JSON: {err}") from err
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError(f"{name}: metadata {key!r} is {value}, more than 64 bits")
+
+
+def _dynamic_fields(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the metadata are filtered by; the node itself keeps them as they are."""
+    fields = {}
+    for key, value in metadata.items():
+        # Servers and Milvus Lite do not agree on what exists, and no filter can tell an empty list
+        # from a missing one; Milvus Lite cannot negate a comparison with a dictionary.
+        if key != "doc_id" and value is not None and value != []:
+            fields[_SHADOWED.get(key, key)] = [value] if isinstance(value, dict) else value
+    return fields
 
 
 def _columns(metadata: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -4,40 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import re
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 from llama_index.core.bridge.pydantic import PrivateAttr
-from llama_index.core.indices.query.embedding_utils import get_top_k_mmr_embeddings
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import (
     MetadataFilters,
     VectorStoreQuery,
-    VectorStoreQueryMode,
     VectorStoreQueryResult,
 )
 from llama_index.vector_stores.milvus import MilvusVectorStore
 from pymilvus import MilvusClient
+from pymilvus.exceptions import MilvusException
 
 from . import collection
 from .collection import DEFAULT_COLLECTION, DEFAULT_URI, PARTITIONS
-from .errors import DimensionMismatchError, StoreError
-from .filters import filter_expression, ids_expression
-from .models import EmbeddingSpace
+from .errors import FilterError, StoreError
+from .expressions import Engine, ids_expression
+from .filters import filter_expression
+from .full_text import FullText, check_analyzer, check_support
+from .metrics import IndexRecall, index_recall
+from .models import EmbeddingSpace, ScoreStatistics
 from .passport import Passport
-from .rows import OUTPUT_FIELDS, Modality, missing_values, node_to_row, row_to_node
-from .vectors import l2_normalize
+from .rows import OUTPUT_FIELDS, Field, Modality, metadata_fields, node_to_row, row_to_node
+from .search import Scope, query_vector, search
+from .vectors import Rows, l2_normalize
 
-# ef must be no less than the number of hits wanted.
-_MIN_EF = 128
-
-_MAX_TOP_K = 16_384  # Milvus's query window.
 _MAX_IDS = 1_000  # Ids in one expression.
-_MMR_PREFETCH = 4
+# What Milvus Lite and a server answer to a bad expression; 2.3 says it in the message only.
+_BAD_EXPRESSION = (6, 1100)
 _CONSISTENCY_LEVELS = ("Strong", "Session", "Bounded", "Eventually")
 
 
@@ -63,6 +65,7 @@ def create_vector_store(
     index_type: str = "auto",
     similarity_metric: str = "auto",
     consistency_level: str = "Session",
+    full_text: FullText | None = None,
 ) -> CLIPMilvusVectorStore:
     """Open the collection of a model, or make it: dimension, metric and index are chosen.
 
@@ -79,6 +82,10 @@ def create_vector_store(
             unit vectors are the same.
         consistency_level: What a search sees: ``"Session"`` reads its own writes, ``"Strong"``
             everybody's.
+        full_text: Milvus's analyzer for searches by words among captions and texts (BM25), in a
+            collection that is made now: ``"english"``, ``"chinese"`` or ``"standard"``. An existing
+            one has that which it was made with. Needs Milvus Lite or Milvus 2.5; for Chinese on
+            Milvus Lite, the package ``jieba``.
 
     Returns:
         The store; close it, or use it in a ``with`` statement.
@@ -87,7 +94,7 @@ def create_vector_store(
         DimensionMismatchError: If the collection's vectors have another dimension.
         EmbeddingSpaceMismatchError: If another model wrote the collection.
         StoreLockedError: If another process holds the embedded file.
-        StoreError: If the database cannot be opened.
+        StoreError: If the database cannot be opened, or has no full text though it is wanted.
         ValueError: If the index, metric or consistency level is not one that works here.
     """
     if not _COLLECTION_NAME.fullmatch(collection_name):
@@ -105,6 +112,7 @@ def create_vector_store(
         index_type=index_type,
         similarity_metric=similarity_metric,
         consistency_level=consistency_level,
+        full_text=full_text,
     )
 
 
@@ -120,7 +128,8 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
     _has_hnsw: bool = PrivateAttr(default=False)
     _lite_path: str | None = PrivateAttr(default=None)
     _lock: AbstractContextManager[Any] = PrivateAttr(default_factory=nullcontext)
-    _columns: dict[str, str] = PrivateAttr(default_factory=missing_values)
+    _fields: dict[str, Field] = PrivateAttr(default_factory=metadata_fields)
+    _engine: Engine = PrivateAttr(default=Engine.LITE)
     _is_partitioned: bool = PrivateAttr(default=True)
     _is_closed: bool = PrivateAttr(default=False)
     _closing: threading.Lock = PrivateAttr(default_factory=threading.Lock)
@@ -137,24 +146,28 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         index_type: str,
         similarity_metric: str,
         consistency_level: str,
+        full_text: FullText | None = None,
     ) -> None:
         if consistency_level not in _CONSISTENCY_LEVELS:
             raise ValueError(
                 f"consistency_level is {consistency_level!r}, expected one of "
                 f"{', '.join(_CONSISTENCY_LEVELS)}"
             )
+        check_analyzer(full_text)
         address = os.fspath(uri)
         index = collection.index_config(address, index_type, similarity_metric)
         client, path, lock = collection.connect(address, token, db_name)
         try:
-            with lock:
+            with lock, collection.reported():
+                if full_text:
+                    check_support(client, full_text, is_lite=path is not None)
                 if overwrite and client.has_collection(collection_name):
                     client.drop_collection(collection_name)
                 if not client.has_collection(collection_name):
-                    new = Passport(space, index["metric_type"])
+                    new = Passport(space, index["metric_type"], full_text=full_text)
                     collection.create(client, collection_name, new, index, consistency_level)
                 description = client.describe_collection(collection_name)
-                passport = collection.check(client, description, space, index)
+                passport = collection.check(client, description, space, index, full_text)
                 # Serially and before any thread searches: after reopening, Milvus Lite's
                 # collections are released, and a first access by several threads loses rows.
                 client.load_collection(collection_name)
@@ -185,8 +198,9 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         self._has_hnsw = made.get("index_type") == "HNSW"
         self._lite_path = path
         self._lock = lock
-        names = [field["name"] for field in description["fields"]]
-        self._columns = missing_values() if passport else dict.fromkeys(names, "")
+        if not passport:
+            self._fields = collection.columns(description)
+        self._engine = collection.engine(client, path)
         self._is_partitioned = set(PARTITIONS.values()) <= set(partitions)
 
     @classmethod
@@ -198,6 +212,11 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
     def passport(self) -> Passport | None:
         """What the collection says of its vectors; ``None`` if another program made it."""
         return self._passport
+
+    @property
+    def full_text(self) -> FullText | None:
+        """Analyzer of the words that can be searched for; ``None`` if none can."""
+        return self._passport.full_text if self._passport else None
 
     @property
     def client(self) -> MilvusClient:
@@ -233,56 +252,49 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
     def query(
         self, query: VectorStoreQuery, *, modality: Modality | None = None, **kwargs: Any
     ) -> VectorStoreQueryResult:
-        """Find the nodes nearest to a query embedding.
+        """Find nodes by a query embedding, by the words of a query, or by both.
 
         Args:
-            query: The embedding (scaled to unit length here), ``similarity_top_k``, filters, and a
-                mode: ``DEFAULT``, or ``MMR`` for less alike hits.
+            query: ``similarity_top_k``, filters, and a mode. ``DEFAULT``: nearest to the embedding,
+                which is scaled to unit length here. ``MMR``: the same, less alike. ``TEXT_SEARCH``
+                or ``SPARSE``: words in common with ``query_str``. ``HYBRID``: both, fused by
+                reciprocal rank; or, with ``alpha``, by their scores scaled alike, where it is the
+                embedding's weight (1) against the words' (0). ``sparse_top_k`` is how many hits by
+                words take part, and ``hybrid_top_k`` how many are returned, of
+                ``similarity_top_k`` by embedding.
             modality: Images only, or texts only; ``None`` mixes them in one list.
             **kwargs: ``mmr_threshold`` for ``MMR``: from 0 (diverse) to 1 (similar to the query).
 
         Returns:
-            Nodes, raw cosine similarities and ids, best first. Nodes come without embeddings.
+            Nodes, scores and ids, best first. The score is the raw cosine; by words, that of BM25;
+            for ``HYBRID`` the fused one, and each node's metadata holds the cosine as
+            ``similarity`` and that of the words as ``bm25``, as far as it was found by them. Nodes
+            come without embeddings.
 
         Raises:
             DimensionMismatchError: If the query embedding has another dimension.
             EmbeddingError: If it is zero or not finite.
             FilterError: If a filter cannot be expressed.
-            ValueError: If there is no embedding, or ``similarity_top_k`` or the mode is impossible.
+            ValueError: If there is no embedding or text to search by, the collection has no full
+                text, or ``similarity_top_k``, ``alpha`` or the mode is impossible.
         """
-        top_k = query.similarity_top_k
-        is_mmr = query.mode == VectorStoreQueryMode.MMR
-        if not is_mmr and query.mode != VectorStoreQueryMode.DEFAULT:
-            raise ValueError(f"query mode {query.mode!r} is not supported; use DEFAULT or MMR")
-        if not 1 <= top_k <= _MAX_TOP_K:
-            raise ValueError(f"similarity_top_k is {top_k}, expected 1 to {_MAX_TOP_K}")
-        limit = min(top_k * _MMR_PREFETCH, _MAX_TOP_K) if is_mmr else top_k
-        vector = self._query_vector(query.query_embedding)
-        # LlamaIndex's empty list of ids means no condition.
-        expression = self._expression(query.filters, query.node_ids or None, query.doc_ids or None)
-        with self._lock:
-            hits = self.client.search(
-                self.collection_name,
-                data=[vector],
-                anns_field=self.embedding_field,
-                limit=limit,
-                filter=expression,
-                output_fields=[*self._output_fields, *([self.embedding_field] if is_mmr else [])],
-                search_params={"params": {"ef": max(4 * limit, _MIN_EF)}} if self._has_hnsw else {},
-                partition_names=self._partition_names(modality),
-            )[0]
-        if is_mmr:
-            hits = self._most_diverse(
-                hits, vector, top_k, kwargs.get("mmr_threshold", query.mmr_threshold)
-            )
-        nodes = [row_to_node({**hit["entity"], "id": hit["id"]}) for hit in hits]
-        for node in nodes:
-            node.embedding = None
-        return VectorStoreQueryResult(
-            nodes=nodes,
-            similarities=[float(hit["distance"]) for hit in hits],
-            ids=[str(hit["id"]) for hit in hits],
+        scope = Scope(
+            client=self.client,
+            lock=self._lock,
+            collection_name=self.collection_name,
+            dim=self._dim,
+            is_lite=self._lite_path is not None,
+            has_hnsw=self._has_hnsw,
+            full_text=self.full_text,
+            # LlamaIndex's empty list of ids means no condition.
+            expression=self._expression(
+                query.filters, query.node_ids or None, query.doc_ids or None
+            ),
+            partitions=self._partition_names(modality),
+            output_fields=self._output_fields,
         )
+        with _naming(query.filters):
+            return search(scope, query, kwargs.get("mmr_threshold", query.mmr_threshold))
 
     def get_nodes(
         self,
@@ -293,6 +305,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         """Return nodes with their embeddings, by id (in the order asked) or by filters.
 
         Raises:
+            FilterError: If a filter cannot be expressed.
             ValueError: If neither ids nor filters are given.
         """
         if node_ids is None and filters is None:
@@ -309,15 +322,111 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         rows = self._select(node_ids, None, ["node_hash"])
         return {str(row["id"]): row["node_hash"] for row in rows}
 
-    def count(self, modality: Modality | None = None) -> int:
-        """Count the rows that are there now, all or of one modality."""
-        # By column: count(*) of a partition counts the whole collection on Milvus Lite.
-        expression = f'modality == "{modality}"' if modality and self._is_partitioned else ""
+    def sample_nodes(self, modality: Modality, size: int, *, seed: int = 0) -> list[BaseNode]:
+        """Return a random sample of the nodes of one modality, with their embeddings.
+
+        Args:
+            modality: Images or texts.
+            size: Nodes, at most.
+            seed: The same seed samples the same nodes of the same collection.
+        """
+        ids = self._ids(None, modality)
+        chosen = random.Random(seed).sample(sorted(ids), min(size, len(ids)))  # noqa: S311
+        return self.get_nodes(chosen) if chosen else []
+
+    def save_calibration(self, statistics: Mapping[str, ScoreStatistics]) -> None:
+        """Write what unrelated pairs score into the passport; see `calibrate_scores`.
+
+        Raises:
+            StoreError: If the collection has no passport, because another program made it.
+        """
+        if self._passport is None:
+            raise StoreError(
+                f"collection {self.collection_name!r} was not made by this package and has no "
+                "passport to keep a calibration in"
+            )
+        passport = replace(self._passport, calibration=dict(statistics))
         with self._lock:
+            self.client.alter_collection_properties(self.collection_name, passport.to_properties())
+        self._passport = passport
+
+    def count(
+        self, modality: Modality | None = None, filters: MetadataFilters | None = None
+    ) -> int:
+        """Count the rows that are there now: all, of one modality, that the filters match.
+
+        Raises:
+            FilterError: If a filter cannot be expressed.
+        """
+        expression = self._expression(filters, None, None)
+        if modality and self._is_partitioned:
+            # By column: count(*) of a partition counts the whole collection on Milvus Lite.
+            of_modality = f'modality == "{modality}"'
+            expression = f"{of_modality} and {expression}" if expression else of_modality
+        with self._lock, _naming(filters):
             rows = self.client.query(
                 self.collection_name, filter=expression, output_fields=["count(*)"]
             )
         return int(rows[0]["count(*)"])
+
+    def recall_vs_exact(
+        self,
+        queries: Sequence[str] | Sequence[Sequence[float]] | Rows | None = None,
+        *,
+        k: int = 10,
+        embed_model: Any | None = None,
+        modality: Modality = "image",
+        filters: MetadataFilters | None = None,
+        n_sample: int = 100,
+        seed: int = 0,
+    ) -> IndexRecall:
+        """Tell how much of the exact answer the index finds, on the vectors that are stored.
+
+        Ask with the queries that you expect. Texts lie apart from images in the space, so that an
+        index that finds every image's neighbours may still lose many of a text's: a sample of
+        stored vectors says little about text queries.
+
+        Args:
+            queries: Texts, or embeddings of shape ``(n, dim)``; ``None`` takes a sample of the
+                stored vectors, each of which is its own nearest.
+            k: Hits per query.
+            embed_model: What embeds texts: the model that the store was made for.
+            modality: Search images only, or texts only.
+            filters: Conditions on what is searched; approximate indexes lose most under them.
+            n_sample: Stored vectors to ask with, if there are no queries; at most as many as there
+                are.
+            seed: Of the sample.
+
+        Returns:
+            The share of the exact k nearest that `query` finds. Every vector is read, in batches;
+            of the whole collection only the ids are held. Nothing should be written meanwhile.
+
+        Raises:
+            EmbeddingSpaceMismatchError: If ``embed_model`` is not the model of the store.
+            DimensionMismatchError: If the queries have another dimension.
+            TypeError: If the queries are texts and there is no ``embed_model``.
+            ValueError: If there is nothing to ask with or to find, or ``k`` is impossible.
+        """
+        ids = self._ids(filters, modality)
+        if not ids:
+            raise ValueError(f"{self!r} holds no {modality} to find; index some, or change filters")
+        if queries is None:
+            if n_sample < 1:
+                raise ValueError(f"n_sample is {n_sample}, expected at least 1")
+            chosen = np.random.default_rng(seed).permutation(len(ids))[:n_sample]
+            parts = [self._vectors(part)[1] for part in _chunks([ids[i] for i in chosen], _MAX_IDS)]
+            rows = np.concatenate(parts)
+        else:
+            rows = self._query_rows(queries, embed_model)
+        hits = [
+            self.query(
+                VectorStoreQuery(query_embedding=row.tolist(), similarity_top_k=k, filters=filters),
+                modality=modality,
+            ).ids
+            or []
+            for row in rows
+        ]
+        return index_recall(rows, hits, map(self._vectors, _chunks(ids, _MAX_IDS)), k)
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete the nodes of a document. A node without a source is its own document."""
@@ -332,12 +441,14 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         """Delete nodes by id, by filters, or those of the ids that the filters match.
 
         Raises:
+            FilterError: If a filter cannot be expressed.
             ValueError: If neither ids nor filters are given: that would delete everything.
         """
         if node_ids is None and not self._expression(filters, None, None):
             raise ValueError("delete_nodes needs node_ids or filters; clear() deletes everything")
         for ids in [None] if node_ids is None else _chunks(list(node_ids), _MAX_IDS):
-            self._delete(self._expression(filters, ids, None))
+            with _naming(filters):
+                self._delete(self._expression(filters, ids, None))
 
     def clear(self) -> None:
         """Delete everything; the collection and its passport stay."""
@@ -398,6 +509,35 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         """Do what `get_nodes` does, off the event loop."""
         return await asyncio.to_thread(self.get_nodes, node_ids, filters, **kwargs)
 
+    async def arecall_vs_exact(
+        self,
+        queries: Sequence[str] | Sequence[Sequence[float]] | Rows | None = None,
+        *,
+        k: int = 10,
+        embed_model: Any | None = None,
+        modality: Modality = "image",
+        filters: MetadataFilters | None = None,
+        n_sample: int = 100,
+        seed: int = 0,
+    ) -> IndexRecall:
+        """Do what `recall_vs_exact` does, off the event loop."""
+        return await asyncio.to_thread(
+            self.recall_vs_exact,
+            queries,
+            k=k,
+            embed_model=embed_model,
+            modality=modality,
+            filters=filters,
+            n_sample=n_sample,
+            seed=seed,
+        )
+
+    async def acount(
+        self, modality: Modality | None = None, filters: MetadataFilters | None = None
+    ) -> int:
+        """Do what `count` does, off the event loop."""
+        return await asyncio.to_thread(self.count, modality, filters)
+
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Do what `delete` does, off the event loop."""
         await asyncio.to_thread(self.delete, ref_doc_id, **delete_kwargs)
@@ -425,19 +565,35 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             return None
         return [PARTITIONS[modality]]
 
-    def _query_vector(self, embedding: Sequence[float] | None) -> list[float]:
-        if embedding is None or len(embedding) == 0:
-            raise ValueError("the query has no embedding: use a retriever, or embed it first")
-        row = np.asarray([embedding], dtype=np.float32)
-        if row.shape != (1, self._dim):
-            raise DimensionMismatchError(
-                f"the query embedding has {row.shape[-1]} components, collection "
-                f"{self.collection_name!r} holds {self._dim}-dim vectors",
-                expected=self._dim,
-                actual=row.shape[-1],
+    def _query_rows(self, queries: Any, embed_model: Any | None) -> Rows:
+        if isinstance(queries, str):
+            raise TypeError("queries is one str, expected a list of texts or of embeddings")
+        if len(queries) == 0:
+            raise ValueError("queries is empty; leave it out to ask with stored vectors")
+        if isinstance(queries[0], str):
+            if embed_model is None:
+                raise TypeError("queries are texts: embed_model is needed to embed them")
+            check_pair(embed_model, self)
+            queries = embed_model.get_text_embedding_batch(list(queries))
+        rows = [query_vector(row, self._dim, self.collection_name) for row in queries]
+        return np.array(rows, dtype=np.float32)
+
+    def _ids(self, filters: MetadataFilters | None, modality: Modality) -> list[str]:
+        # Not by pymilvus's query_iterator, which puts ids into its expressions unescaped.
+        with self._lock:
+            rows = self.client.query(
+                self.collection_name,
+                filter=self._expression(filters, None, None) or 'id != ""',
+                output_fields=["id"],
+                partition_names=self._partition_names(modality),
             )
-        components: list[float] = l2_normalize(row)[0].tolist()
-        return components
+        return [str(row["id"]) for row in rows]
+
+    def _vectors(self, ids: list[str]) -> tuple[list[str], Rows]:
+        """Return the ids that are stored, and their vectors. Shape ``(n, dim)``, unit length."""
+        rows = self._select(ids, None, [self.embedding_field])
+        vectors = np.array([row[self.embedding_field] for row in rows], dtype=np.float32)
+        return [str(row["id"]) for row in rows], l2_normalize(vectors.reshape(-1, self._dim))
 
     def _expression(
         self,
@@ -445,7 +601,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         node_ids: Sequence[str] | None,
         doc_ids: Sequence[str] | None,
     ) -> str:
-        parts = [filter_expression(filters, self._columns, is_lite=self._lite_path is not None)]
+        parts = [filter_expression(filters, self._fields, engine=self._engine)]
         if node_ids is not None:
             parts.append(ids_expression("id", node_ids))
         if doc_ids is not None:
@@ -479,7 +635,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         rows: list[dict[str, Any]] = []
         for ids in [None] if node_ids is None else _chunks(list(node_ids), _MAX_IDS):
             expression = self._expression(filters, ids, None)
-            with self._lock:
+            with self._lock, _naming(filters):
                 # Without an expression a server wants a limit.
                 rows += self.client.query(
                     self.collection_name,
@@ -496,20 +652,6 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
                 self.client.query(
                     self.collection_name, filter='id == ""', consistency_level="Strong"
                 )
-
-    def _most_diverse(
-        self, hits: Any, vector: list[float], top_k: int, threshold: float | None
-    ) -> list[Any]:
-        """Pick hits by maximal marginal relevance; their similarity stays the raw cosine."""
-        by_id = {hit["id"]: hit for hit in hits}
-        _, ids = get_top_k_mmr_embeddings(
-            query_embedding=vector,
-            embeddings=[list(hit["entity"][self.embedding_field]) for hit in hits],
-            similarity_top_k=top_k,
-            embedding_ids=list(by_id),
-            mmr_threshold=threshold,
-        )
-        return [by_id[node_id] for node_id in ids]
 
 
 def check_pair(embed_model: object, vector_store: object) -> None:
@@ -538,6 +680,19 @@ def _space_of(embed_model: object) -> EmbeddingSpace:
             "ChineseCLIPEmbedding, as load_embedding(name) makes them"
         )
     return space
+
+
+@contextmanager
+def _naming(filters: MetadataFilters | None) -> Iterator[None]:
+    """Say by which filters an expression came about that Milvus does not read after all."""
+    try:
+        yield
+    except MilvusException as err:
+        if filters and (
+            err.code in _BAD_EXPRESSION or "cannot parse expression" in str(err.message)
+        ):
+            raise FilterError(f"Milvus refuses {filters!r}: {err.message}") from err
+        raise
 
 
 def _chunks(ids: list[str], size: int) -> Iterator[list[str]]:

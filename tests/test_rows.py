@@ -154,7 +154,7 @@ def test_columns_hold_what_is_filtered_by_often():
     assert row["width"] == 40
     assert (row["file_name"], row["height"]) == ("", -1)  # Milvus 2.3 has no nullable columns.
     assert row["camera"] == METADATA["camera"]
-    assert row["place"] == METADATA["place"]
+    assert row["place"] == [METADATA["place"]]
 
 
 def test_a_node_without_source_is_its_own_document():
@@ -181,6 +181,26 @@ def test_metadata_named_like_a_column_stays_in_the_node_and_out_of_the_column():
     assert row["embedding"] == X
     assert row["document_id"] == "mine"
     assert row_to_node(row).metadata == metadata
+    # To be filtered by, under names of their own; doc_id and modality are always the columns'.
+    open_columns = ("doc_id", "modality", "document_id")
+    own = {key: value for key, value in metadata.items() if key not in open_columns}
+    assert {key: row[f"${key}"] for key in own} == own
+
+
+def test_what_filters_cannot_tell_apart_is_kept_in_the_node_alone():
+    metadata = {"none": None, "empty": [], "nested": {"a": 1}, "blank": "", "no": False}
+
+    row = check_node(image("a", **metadata))
+
+    assert not {"none", "empty"} & set(row)
+    assert (row["nested"], row["blank"], row["no"]) == ([{"a": 1}], "", False)
+    assert row_to_node(row).metadata == metadata
+
+
+@pytest.mark.parametrize("key", ["$meta", "$id", "$_node_content", "$embedding"])
+def test_keys_that_the_store_needs_are_refused(key):
+    with pytest.raises(ValueError, match="the store keeps the metadata key"):
+        check_node(image("a", **{key: 1}))
 
 
 @pytest.mark.parametrize(

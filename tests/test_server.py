@@ -14,8 +14,11 @@ import sys
 import time
 from pathlib import Path
 
+import filter_oracle
+import numpy as np
 import pytest
 from by_hand import MODEL, NEAR_X, X, Y, ask, image, text
+from hypothesis import assume, given, settings
 from llama_index.core.vector_stores.types import (
     FilterCondition,
     FilterOperator,
@@ -27,11 +30,15 @@ from llama_index.core.vector_stores.types import (
 from llama_index_clip_ext import (
     DimensionMismatchError,
     EmbeddingSpaceMismatchError,
+    FilterError,
     RowTooLargeError,
+    StoreError,
     create_vector_store,
 )
 from llama_index_clip_ext.collection import read_passport
+from llama_index_clip_ext.vectors import l2_normalize
 
+NODES = filter_oracle.corpus()
 STARTS_WITHIN = 60
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid"]
 
@@ -207,14 +214,55 @@ def test_filters(store):
     assert found(store, ("拍-摄", "==", '"北京"\n')) == ["dog"]
     assert found(store, ("拍-摄", "in", ['"北京"\n', "🐈"])) == ["dog"]
     assert found(store, ("n", ">", 1)) == ["dog"]
-    assert found(store, ("n", "!=", 1)) == ["dog"]
-    assert found(store, ("n", "nin", [1])) == ["dog"]
+    assert found(store, ("n", "!=", 1)) == ["dog", "none"]
+    assert found(store, ("n", "nin", [1])) == ["dog", "none"]
     assert found(store, ("n", "in", [])) == []
     assert found(store, ("width", "<", 150)) == ["cat"]
-    assert found(store, ("width", "!=", 1)) == ["cat"]
+    assert found(store, ("width", "!=", 100)) == ["dog", "none"]
     assert found(store, ("tags", "contains", "猫")) == ["cat", "dog"]
     assert found(store, ("tags", "all", ["猫", "狗"])) == ["dog"]
     assert found(store, ("n", "==", 1), condition=FilterCondition.NOT) == ["dog", "none"]
+
+
+@pytest.fixture(scope="module")
+def filtered(server):
+    with create_vector_store(MODEL, uri=server, collection_name="filtered") as store:
+        filter_oracle.fill(store, NODES)
+        yield store
+
+
+@pytest.mark.parametrize("wanted", filter_oracle.KNOWN)
+def test_known_filters(filtered, wanted):
+    filter_oracle.check(filtered, NODES, wanted)
+
+
+@settings(max_examples=1000, **filter_oracle.SAME_EACH_TIME)
+@given(filter_oracle.filters(with_text_match=False))
+def test_any_filter_finds_what_llama_index_matches(filtered, wanted):
+    filter_oracle.check(filtered, NODES, wanted)
+
+
+@settings(max_examples=20, **filter_oracle.SAME_EACH_TIME)
+@given(filter_oracle.filters(with_text_match=False))
+def test_deleting_by_any_filter_deletes_what_it_matches(filtered, wanted):
+    assume(not filter_oracle.says_nothing(wanted))
+    filter_oracle.check_deleting(filtered, NODES, wanted)
+
+
+def test_parts_of_texts_are_refused_before_the_call(filtered):
+    for key in ("file_name", "text_only"):
+        with pytest.raises(FilterError, match="before 2.4, Milvus matches the beginning"):
+            filtered.count(filters=filter_oracle.group(filter_oracle.one(key, "text_match", "a")))
+    # Of every text, "" is a part.
+    every = filter_oracle.group(filter_oracle.one("text_only", "text_match", ""))
+    filter_oracle.check(filtered, NODES, every)
+
+
+def test_what_the_server_refuses_after_all_names_the_filter(filtered, monkeypatch):
+    monkeypatch.setattr(filtered, "_expression", lambda *_: "width ==")
+
+    with pytest.raises(FilterError, match="Milvus refuses .*'width'.*cannot parse"):
+        filtered.count(filters=filter_oracle.group(filter_oracle.one("width", "==", 7)))
 
 
 @pytest.mark.parametrize(
@@ -301,6 +349,28 @@ def test_another_model_is_refused(server):
         create_vector_store(MODEL.but(dim=8), uri=server, collection_name="shared")
 
 
+def test_hnsw_finds_nearly_all_of_the_exact_answer(server):
+    rng = np.random.default_rng(0)
+    # Images lie around one direction, texts around another: the modality gap.
+    images, texts = (
+        l2_normalize(rng.normal(size=(n, 64)) + 3 * rng.normal(size=64)) for n in (3000, 50)
+    )
+    with create_vector_store(
+        MODEL.but(dim=64), uri=server, collection_name="recall", overwrite=True
+    ) as store:
+        store.add([image(f'"{n}"', row.tolist(), n=n) for n, row in enumerate(images)])
+        store.client.flush("recall")
+        of_texts = store.recall_vs_exact(texts)
+        of_images = store.recall_vs_exact(n_sample=50)
+        few = store.recall_vs_exact(texts, k=5, filters=where(("n", "<", 20)))
+
+    assert (of_texts.n_queries, of_texts.n_vectors) == (50, 3000)
+    assert of_texts.mean >= 0.95, str(of_texts)
+    assert of_images.mean >= 0.95, str(of_images)
+    assert (few.n_vectors, few.k) == (20, 5)
+    assert few.mean >= 0.95, str(few)
+
+
 @pytest.mark.parametrize("index_type", ["FLAT", "AUTOINDEX"])
 def test_another_index_is_kept_when_reopened(server, index_type):
     name = f"with_{index_type}"
@@ -330,3 +400,19 @@ def test_overwrite(server):
         ) as store:
             store.add([image("a")])
             assert store.count() == 1
+
+
+def test_a_server_without_bm25_is_refused_before_anything_is_made_or_dropped(server):
+    options = {"uri": server, "collection_name": "no_bm25"}
+    with pytest.raises(StoreError, match=r"needs Milvus 2\.5 or newer, this server is .*2\.3\.5"):
+        create_vector_store(MODEL, full_text="english", **options)
+
+    with create_vector_store(MODEL, **options) as store:
+        assert store.full_text is None
+        store.add([image("a")])
+        with pytest.raises(ValueError, match="no full text"):
+            store.query(ask(query_str="red", mode=VectorStoreQueryMode.TEXT_SEARCH))
+    with pytest.raises(StoreError, match="needs Milvus"):
+        create_vector_store(MODEL, full_text="english", overwrite=True, **options)
+    with create_vector_store(MODEL, **options) as store:
+        assert store.query(ask()).ids == ["a"]

@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check fix bench install clean
+.PHONY: demo test roads check fix bench notebooks install clean
 
 demo: $(VENV)/package  ## Install and run the main job: draw, index, search, show.
 	$(BIN)/clip-ext demo --output demo-output
 
 test: $(VENV)/dev  ## Install what the tests need and run them.
 	$(BIN)/python -m pytest
+
+roads: $(VENV)/dev  ## Print which roads through LlamaIndex are open to which kinds of nodes.
+	$(BIN)/python -m pytest -q tests/roads
 
 check: $(VENV)/dev  ## Lint, format, types, import contracts.
 	$(BIN)/ruff check
@@ -24,6 +27,9 @@ fix: $(VENV)/dev  ## Mend what can be mended by itself.
 
 bench: $(VENV)/dev  ## Measure against sentence-transformers, in one run.
 	$(BIN)/python benchmarks/throughput.py
+
+notebooks: $(VENV)/dev  ## Run the notebooks; only their figures stay in them.
+	$(BIN)/python notebooks/refresh.py
 
 install: $(VENV)/dev
 

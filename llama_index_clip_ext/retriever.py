@@ -1,69 +1,126 @@
-"""Text and image queries -> scored nodes."""
+"""Text, image and composed queries -> scored nodes."""
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import asyncio
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, Union
 
 from llama_index.core.base.base_multi_modal_retriever import MultiModalRetriever
+from llama_index.core.base.embeddings.base import Embedding
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.image_retriever import BaseImageRetriever
+from llama_index.core.postprocessor import SimilarityPostprocessor
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle, QueryType
 from llama_index.core.vector_stores.types import (
+    FilterCondition,
+    MetadataFilter,
     MetadataFilters,
     VectorStoreQuery,
-    VectorStoreQueryResult,
+    VectorStoreQueryMode,
 )
+from typing_extensions import TypedDict, Unpack
 
 from .dual_encoder import DualEncoderEmbedding
+from .feedback import (
+    ROCCHIO_WEIGHTS,
+    file_hash,
+    find_examples,
+    identities,
+    like_bundle,
+)
+from .fusion import reciprocal_rank_fusion
+from .queries import asked_by
 from .rows import Modality
+from .scores import annotate, calibrate, check_cutoffs, cut_off
 from .sources import ImageSource, describe_source
 from .store import CLIPMilvusVectorStore, check_pair
 
-Vector: TypeAlias = "list[float]"
+logger = logging.getLogger(__name__)
+
+Wanted: TypeAlias = Union[Modality, Literal["both"]]
+
+_BY_COSINE = (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR)
+
+# A cosine that a text and an image hardly ever reach: CLIP's good hits score 0.2 to 0.4.
+_HIGH_CUTOFF = 0.5
+
+
+class RetrieverOptions(TypedDict, total=False):
+    """The options of `create_retriever`, for those who pass them on."""
+
+    similarity_top_k: int
+    filters: MetadataFilters | None
+    modality: Wanted
+    vector_store_query_mode: VectorStoreQueryMode | str
+    alpha: float | None
+    similarity_cutoff: float | None
+    relative_cutoff: float | None
+    calibrated: bool
+    node_postprocessors: Sequence[BaseNodePostprocessor]
+    callback_manager: CallbackManager | None
 
 
 def create_retriever(
     embed_model: DualEncoderEmbedding,
     vector_store: CLIPMilvusVectorStore,
-    *,
-    similarity_top_k: int = 5,
-    filters: MetadataFilters | None = None,
-    modality: Modality = "image",
-    similarity_cutoff: float | None = None,
-    callback_manager: CallbackManager | None = None,
+    **options: Unpack[RetrieverOptions],
 ) -> CLIPRetriever:
     """Make a retriever over a store; an existing collection needs nothing more.
 
     Args:
         embed_model: The model that the store was made for.
         vector_store: The store, as `create_vector_store` returns it.
+        **options: Those of `CLIPRetriever`.
+
+    Raises:
+        EmbeddingSpaceMismatchError: If the store holds vectors of another model.
+        ValueError: If an option is impossible.
+
+    Example:
+        ``create_retriever(embed_model, vector_store, similarity_top_k=3).retrieve("a red circle")``
+    """
+    return CLIPRetriever(embed_model, vector_store, **options)
+
+
+class CLIPRetriever(MultiModalRetriever):
+    """Finds images, texts, or both, by a text, an image, or a mix; `create_retriever` makes one.
+
+    A query is a text, or a ``QueryBundle`` with a text, an ``image_path``, both (then they count
+    alike), or an ``embedding``, such as `DualEncoderEmbedding.compose_query` makes; it is left as
+    it is. Scores are raw cosines, unless it is said otherwise below; higher is better.
+
+    Args:
+        embed_model: The model that the store was made for.
+        vector_store: The store, as `create_vector_store` returns it.
         similarity_top_k: Hits per query, at most.
         filters: Conditions on the metadata of hits.
-        modality: What to find: ``"image"`` or ``"text"``.
-        similarity_cutoff: Leave out hits below this cosine. A good text-to-image hit scores 0.2 to
-            0.4 with CLIP, an image-to-image one far more: no one number suits both.
+        modality: What to find: ``"image"``, ``"text"``, or ``"both"``. CLIP scores text to text far
+            above text to image, so both are searched apart and fused by rank: the score is that of
+            the fusion, and each node's metadata holds its ``similarity`` (the raw cosine) and its
+            ``modality``.
+        vector_store_query_mode: As LlamaIndex names them: ``"default"`` by vectors, ``"mmr"`` for
+            less alike hits, ``"text_search"`` by the words of captions, ``"hybrid"`` by both. The
+            latter two need a store made with ``full_text``.
+        alpha: How ``"hybrid"`` fuses: ``None`` by rank; a number by the scores, scaled alike, with
+            this weight of the vectors, from 0 (words only) to 1. By scores, a caption that alone
+            has a rare word comes first; by rank, what both lists have.
+        similarity_cutoff: Leave out hits that score less. A good text-to-image hit scores 0.2 to
+            0.4 with CLIP, an image-to-image one far more: no one number suits both, unless scores
+            are calibrated.
+        relative_cutoff: Leave out hits that score less than this share of the best, from 0 to 1.
+        calibrated: Score by standard deviations above what unrelated pairs of this collection
+            score, as `calibrate_scores` has measured; then one cutoff means the same whatever is
+            asked by. Each node's metadata holds its ``similarity`` (the raw cosine).
+        node_postprocessors: LlamaIndex's, applied to the hits in order.
         callback_manager: LlamaIndex's.
 
     Raises:
         EmbeddingSpaceMismatchError: If the store holds vectors of another model.
-        ValueError: If the modality or ``similarity_top_k`` is impossible.
-    """
-    return CLIPRetriever(
-        embed_model,
-        vector_store,
-        similarity_top_k=similarity_top_k,
-        filters=filters,
-        modality=modality,
-        similarity_cutoff=similarity_cutoff,
-        callback_manager=callback_manager,
-    )
-
-
-class CLIPRetriever(MultiModalRetriever):
-    """Finds images, or texts, by a text or by an image; `create_retriever` makes one.
-
-    A query is a text, or a ``QueryBundle`` with a text, an ``image_path`` or an ``embedding``; it
-    is left as it is. Scores are raw cosines, higher is better.
+        ValueError: If an option is impossible.
     """
 
     # MultiModalRetriever declares these abstract again, over BaseImageRetriever's own.
@@ -77,126 +134,261 @@ class CLIPRetriever(MultiModalRetriever):
         embed_model: DualEncoderEmbedding,
         vector_store: CLIPMilvusVectorStore,
         *,
-        similarity_top_k: int,
-        filters: MetadataFilters | None,
-        modality: Modality,
-        similarity_cutoff: float | None,
-        callback_manager: CallbackManager | None,
+        similarity_top_k: int = 5,
+        filters: MetadataFilters | None = None,
+        modality: Wanted = "image",
+        vector_store_query_mode: VectorStoreQueryMode | str = VectorStoreQueryMode.DEFAULT,
+        alpha: float | None = None,
+        similarity_cutoff: float | None = None,
+        relative_cutoff: float | None = None,
+        calibrated: bool = False,
+        node_postprocessors: Sequence[BaseNodePostprocessor] = (),
+        callback_manager: CallbackManager | None = None,
     ) -> None:
-        if modality not in ("image", "text"):
-            raise ValueError(f"modality is {modality!r}, expected 'image' or 'text'")
+        if modality not in ("image", "text", "both"):
+            raise ValueError(f"modality is {modality!r}, expected 'image', 'text' or 'both'")
         check_pair(embed_model, vector_store)
         if similarity_top_k < 1:
             raise ValueError(f"similarity_top_k is {similarity_top_k}, expected at least 1")
+        mode = VectorStoreQueryMode(vector_store_query_mode)
+        check_cutoffs(similarity_cutoff, relative_cutoff, calibrated, mode in _BY_COSINE)
+        if calibrated and not (vector_store.passport and vector_store.passport.calibration):
+            raise ValueError(
+                f"the scores of collection {vector_store.collection_name!r} are not calibrated: "
+                "call calibrate_scores(embed_model, vector_store) once"
+            )
+        _warn_of_high_cutoff(node_postprocessors, modality, calibrated)
         super().__init__(callback_manager=callback_manager or embed_model.callback_manager)
         self.embed_model = embed_model
         self.vector_store = vector_store
         self.similarity_top_k = similarity_top_k
         self.filters = filters
-        self.modality: Modality = modality
+        self.modality: Wanted = modality
+        self.vector_store_query_mode = mode
+        self.alpha = alpha
         self.similarity_cutoff = similarity_cutoff
+        self.relative_cutoff = relative_cutoff
+        self.calibrated = calibrated
+        self.node_postprocessors = list(node_postprocessors)
+        self._excluded_ids: frozenset[str] = frozenset()
 
-    def retrieve_image(self, image: ImageSource) -> list[NodeWithScore]:
+    def retrieve_image(
+        self, image: ImageSource, *, exclude_self: bool = False
+    ) -> list[NodeWithScore]:
         """Find what is like an image.
 
         Args:
             image: A path, bytes, stream, PIL image, array, data URI, base64 text, or node.
+            exclude_self: Leave out the image itself, and its copies, by the hash of their content.
+                That is the file's: a decoded picture no longer tells.
 
         Raises:
             ImageNotFoundError: If the path does not exist.
             ImageLoadError: If it is no picture.
+            ValueError: If ``exclude_self`` is asked for of a decoded picture.
         """
-        return self.retrieve(self._image_bundle(image, self.embed_model.get_image_embedding(image)))
+        retriever = self._excluding([file_hash(image)]) if exclude_self else self
+        embedding = self.embed_model.get_image_embedding(image)
+        return retriever.retrieve(_image_bundle(image, embedding))
 
-    async def aretrieve_image(self, image: ImageSource) -> list[NodeWithScore]:
+    async def aretrieve_image(
+        self, image: ImageSource, *, exclude_self: bool = False
+    ) -> list[NodeWithScore]:
         """Do what `retrieve_image` does, off the event loop."""
+        retriever = self
+        if exclude_self:
+            retriever = self._excluding([await asyncio.to_thread(file_hash, image)])
         embedding = await self.embed_model.aget_image_embedding(image)
-        return await self.aretrieve(self._image_bundle(image, embedding))
+        return await retriever.aretrieve(_image_bundle(image, embedding))
+
+    def retrieve_like(
+        self,
+        more: Sequence[str | ImageSource] = (),
+        less: Sequence[str | ImageSource] = (),
+        *,
+        query: str | None = None,
+        weights: tuple[float, float, float] = ROCCHIO_WEIGHTS,
+    ) -> list[NodeWithScore]:
+        """Find more of what was good in a result, and less of what was not.
+
+        The examples themselves are left out: those that are stored, and files by their content.
+
+        Args:
+            more: What the hits should be like: ids of stored nodes, nodes as they were retrieved,
+                or images. A string is an id: name a file by a ``Path``.
+            less: What they should not be like.
+            query: The text that was asked with, to stay near it.
+            weights: Of the query, of the mean of ``more`` and of the mean of ``less``: Rocchio's
+                alpha, beta and gamma.
+
+        Raises:
+            EmbeddingError: If the examples cancel each other out.
+            ImageLoadError: If an image does not load.
+            ValueError: If there are no examples, or an id is not in the collection.
+        """
+        examples = [
+            find_examples(items, self.embed_model, self.vector_store) for items in (more, less)
+        ]
+        embedding = self._embed_text(QueryBundle(query)) if query else None
+        bundle = like_bundle(query, embedding, examples, weights)
+        return self._excluding(*identities(examples)).retrieve(bundle)
+
+    async def aretrieve_like(
+        self,
+        more: Sequence[str | ImageSource] = (),
+        less: Sequence[str | ImageSource] = (),
+        *,
+        query: str | None = None,
+        weights: tuple[float, float, float] = ROCCHIO_WEIGHTS,
+    ) -> list[NodeWithScore]:
+        """Do what `retrieve_like` does, off the event loop."""
+        examples = [
+            await asyncio.to_thread(find_examples, items, self.embed_model, self.vector_store)
+            for items in (more, less)
+        ]
+        embedding = await self._aembed_text(QueryBundle(query)) if query else None
+        bundle = like_bundle(query, embedding, examples, weights)
+        return await self._excluding(*identities(examples)).aretrieve(bundle)
 
     def text_retrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:
         """Find texts by a text."""
         bundle = _text_bundle(str_or_query_bundle)
-        return self._search(self._embed_text(bundle), "text")
+        return self._search(self._embed_text(bundle), bundle, "text")
 
     async def atext_retrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:
         """Do what `text_retrieve` does, off the event loop."""
         bundle = _text_bundle(str_or_query_bundle)
-        return await self._asearch(await self._aembed_text(bundle), "text")
+        embedding = await self._aembed_text(bundle)
+        return await asyncio.to_thread(self._search, embedding, bundle, "text")
 
     def _text_to_image_retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return self._search(query_bundle.embedding or self._embed_text(query_bundle), "image")
+        embedding = query_bundle.embedding or self._embed_text(query_bundle)
+        return self._search(embedding, query_bundle, "image")
 
     async def _atext_to_image_retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         embedding = query_bundle.embedding or await self._aembed_text(query_bundle)
-        return await self._asearch(embedding, "image")
+        return await asyncio.to_thread(self._search, embedding, query_bundle, "image")
 
     def _image_to_image_retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         embedding = self.embed_model.get_image_embedding(_image_path(query_bundle))
-        return self._search(embedding, "image")
+        return self._search(embedding, query_bundle, "image")
 
     async def _aimage_to_image_retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         path = _image_path(query_bundle)
-        return await self._asearch(await self.embed_model.aget_image_embedding(path), "image")
+        embedding = await self.embed_model.aget_image_embedding(path)
+        return await asyncio.to_thread(self._search, embedding, query_bundle, "image")
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        embedding = query_bundle.embedding
-        if embedding is None and _is_image_query(query_bundle):
-            embedding = self.embed_model.get_image_embedding(_image_path(query_bundle))
-        return self._search(embedding or self._embed_text(query_bundle), self.modality)
+        return self._search(self._embed(query_bundle), query_bundle, self.modality)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        embedding = query_bundle.embedding
-        if embedding is None and _is_image_query(query_bundle):
-            embedding = await self.embed_model.aget_image_embedding(_image_path(query_bundle))
-        return await self._asearch(
-            embedding or await self._aembed_text(query_bundle), self.modality
-        )
+        embedding = await self._aembed(query_bundle)
+        return await asyncio.to_thread(self._search, embedding, query_bundle, self.modality)
 
-    def _embed_text(self, bundle: QueryBundle) -> Vector:
+    def _embed(self, bundle: QueryBundle) -> Embedding | None:
+        if bundle.embedding is not None or self._is_by_words(bundle):
+            return bundle.embedding
+        if not bundle.image_path:
+            return self._embed_text(bundle)
+        if not bundle.query_str:
+            return self.embed_model.get_image_embedding(bundle.image_path)
+        return self.embed_model.compose_query(
+            text=bundle.embedding_strs, image=bundle.image_path
+        ).embedding
+
+    async def _aembed(self, bundle: QueryBundle) -> Embedding | None:
+        if bundle.embedding is not None or self._is_by_words(bundle):
+            return bundle.embedding
+        if not bundle.image_path:
+            return await self._aembed_text(bundle)
+        if not bundle.query_str:
+            return await self.embed_model.aget_image_embedding(bundle.image_path)
+        composed = await self.embed_model.acompose_query(
+            text=bundle.embedding_strs, image=bundle.image_path
+        )
+        return composed.embedding
+
+    def _embed_text(self, bundle: QueryBundle) -> Embedding:
         return self.embed_model.get_agg_embedding_from_queries(_embedding_texts(bundle))
 
-    async def _aembed_text(self, bundle: QueryBundle) -> Vector:
+    async def _aembed_text(self, bundle: QueryBundle) -> Embedding:
         return await self.embed_model.aget_agg_embedding_from_queries(_embedding_texts(bundle))
 
-    def _search(self, embedding: Vector, modality: Modality) -> list[NodeWithScore]:
-        result = self.vector_store.query(self._store_query(embedding), modality=modality)
-        return self._scored(result)
+    def _is_by_words(self, bundle: QueryBundle) -> bool:
+        """Whether a query needs no embedding, because only captions' words are searched."""
+        is_text_search = self.vector_store_query_mode == VectorStoreQueryMode.TEXT_SEARCH
+        return is_text_search and bool(bundle.query_str)
 
-    async def _asearch(self, embedding: Vector, modality: Modality) -> list[NodeWithScore]:
-        result = await self.vector_store.aquery(self._store_query(embedding), modality=modality)
-        return self._scored(result)
-
-    def _store_query(self, embedding: Vector) -> VectorStoreQuery:
-        return VectorStoreQuery(
-            query_embedding=embedding,
-            similarity_top_k=self.similarity_top_k,
-            filters=self.filters,
-        )
-
-    def _scored(self, result: VectorStoreQueryResult) -> list[NodeWithScore]:
-        pairs = zip(result.nodes or [], result.similarities or [], strict=True)
-        return [
-            NodeWithScore(node=node, score=score)
-            for node, score in pairs
-            if self.similarity_cutoff is None or score >= self.similarity_cutoff
+    def _search(
+        self, embedding: Embedding | None, bundle: QueryBundle, wanted: Wanted
+    ) -> list[NodeWithScore]:
+        modalities: list[Modality] = ["image", "text"] if wanted == "both" else [wanted]
+        rankings = [
+            self._rank(embedding, bundle, modality, is_fused=wanted == "both")
+            for modality in modalities
         ]
+        hits = rankings[0]
+        if wanted == "both":
+            fused = reciprocal_rank_fusion(rankings, key=lambda hit: hit.node.node_id)
+            hits = [NodeWithScore(node=hit.node, score=score) for hit, score in fused]
+        hits = [hit for hit in hits if hit.node.node_id not in self._excluded_ids]
+        hits = hits[: self.similarity_top_k]
+        for postprocessor in self.node_postprocessors:
+            hits = postprocessor.postprocess_nodes(hits, query_bundle=bundle)
+        return hits
 
-    def _image_bundle(self, image: ImageSource, embedding: Vector) -> QueryBundle:
-        # The description is for traces; the embedding is what is searched with.
-        return QueryBundle("", image_path=describe_source(image), embedding=embedding)
+    def _rank(
+        self,
+        embedding: Embedding | None,
+        bundle: QueryBundle,
+        modality: Modality,
+        *,
+        is_fused: bool,
+    ) -> list[NodeWithScore]:
+        """Search one modality: hits with their scores, best first, none below the cutoffs."""
+        mode = self.vector_store_query_mode
+        if mode == VectorStoreQueryMode.HYBRID and not bundle.query_str:
+            mode = VectorStoreQueryMode.DEFAULT  # A picture has no words to search for.
+        query = VectorStoreQuery(
+            query_embedding=embedding,
+            query_str=bundle.query_str,
+            similarity_top_k=self.similarity_top_k + len(self._excluded_ids),
+            filters=self.filters,
+            mode=mode,
+            alpha=self.alpha,
+        )
+        result = self.vector_store.query(query, modality=modality)
+        pairs = zip(result.nodes or [], result.similarities or [], strict=True)
+        hits = [NodeWithScore(node=node, score=score) for node, score in pairs]
+        if is_fused or self.calibrated:
+            annotate(hits, modality, has_cosines=mode in _BY_COSINE)
+        if self.calibrated and self.vector_store.passport:
+            statistics = self.vector_store.passport.calibration
+            hits = calibrate(hits, statistics, asked_by(bundle), modality)
+        return cut_off(hits, self.similarity_cutoff, self.relative_cutoff)
+
+    def _excluding(self, hashes: Sequence[str], ids: Sequence[str] = ()) -> CLIPRetriever:
+        """Return a retriever that leaves out these contents and nodes."""
+        retriever = copy.copy(self)
+        retriever._excluded_ids = frozenset(ids)
+        if hashes:
+            # None of them, rather than others than them: a text has no content hash.
+            without = MetadataFilters(
+                filters=[MetadataFilter(key="content_hash", value=one) for one in hashes],
+                condition=FilterCondition.NOT,
+            )
+            both = [self.filters, without] if self.filters else [without]
+            retriever.filters = MetadataFilters(filters=list(both))
+        return retriever
+
+
+def _image_bundle(image: ImageSource, embedding: Embedding) -> QueryBundle:
+    # The description is for traces; the embedding is what is searched with.
+    return QueryBundle("", image_path=describe_source(image), embedding=embedding)
 
 
 def _text_bundle(query: QueryType) -> QueryBundle:
     return QueryBundle(query) if isinstance(query, str) else query
-
-
-def _is_image_query(bundle: QueryBundle) -> bool:
-    if bundle.image_path and bundle.query_str:
-        raise ValueError(
-            "the QueryBundle has both a text and an image_path; ask by one of them, or by "
-            "text_to_image_retrieve or image_to_image_retrieve, which say which"
-        )
-    return bool(bundle.image_path)
 
 
 def _image_path(bundle: QueryBundle) -> str:
@@ -209,3 +401,17 @@ def _embedding_texts(bundle: QueryBundle) -> list[str]:
     if not bundle.embedding_strs:
         raise ValueError("the query is empty: expected a text, an image_path or an embedding")
     return bundle.embedding_strs
+
+
+def _warn_of_high_cutoff(
+    postprocessors: Sequence[BaseNodePostprocessor], wanted: Wanted, is_calibrated: bool
+) -> None:
+    if wanted == "text" or is_calibrated:
+        return
+    for one in postprocessors:
+        if isinstance(one, SimilarityPostprocessor) and one.similarity_cutoff >= _HIGH_CUTOFF:
+            logger.warning(
+                "SimilarityPostprocessor(similarity_cutoff=%s) drops every text-to-image hit: good "
+                "ones have a cosine of 0.2 to 0.4; calibrate the scores, or use relative_cutoff",
+                one.similarity_cutoff,
+            )

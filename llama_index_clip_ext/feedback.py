@@ -1,0 +1,104 @@
+"""Relevance feedback: examples of what is wanted, and of what is not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from llama_index.core.base.embeddings.base import Embedding
+from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle, TextNode
+
+from .dual_encoder import DualEncoderEmbedding
+from .queries import rocchio
+from .sources import ImageSource, describe_source, image_digest, is_decoded
+from .store import CLIPMilvusVectorStore
+
+# Of the query, of what is wanted and of what is not. Manning, Raghavan and Schütze 2008, section
+# 9.1.1: "reasonable values".
+ROCCHIO_WEIGHTS = (1.0, 0.75, 0.15)
+
+
+def find_examples(
+    items: Sequence[str | ImageSource],
+    embed_model: DualEncoderEmbedding,
+    vector_store: CLIPMilvusVectorStore,
+) -> list[BaseNode]:
+    """Return nodes with embeddings: those that are stored, and new ones for images.
+
+    Raises:
+        ImageLoadError: If an image does not load.
+        ValueError: If an id is not in the collection.
+    """
+    if isinstance(items, (str, bytes, os.PathLike)):
+        raise TypeError(f"expected a list of ids and images, got one {type(items).__name__}")
+    ids = [item.node_id if isinstance(item, NodeWithScore) else item for item in items]
+    stored = {
+        node.node_id: node
+        for node in vector_store.get_nodes([one for one in ids if isinstance(one, str)])
+    }
+    images = [item for item in ids if not isinstance(item, str)]
+    embeddings = iter(embed_model.get_image_embedding_batch(images))
+    examples: list[BaseNode] = []
+    for item in ids:
+        if not isinstance(item, str):
+            node = TextNode(embedding=next(embeddings), metadata=_content_hash(item))
+            examples.append(node)
+        elif item in stored:
+            examples.append(stored[item])
+        else:
+            raise ValueError(
+                f"no node {item!r} in collection {vector_store.collection_name!r}; a "
+                "string is an id, a file is named by a Path"
+            )
+    return examples
+
+
+def like_bundle(
+    query: str | None,
+    embedding: Embedding | None,
+    examples: list[list[BaseNode]],
+    weights: Sequence[float],
+) -> QueryBundle:
+    """Make the query that leads to what is wanted.
+
+    Args:
+        query: The text that was asked with, if there was one.
+        embedding: Its embedding.
+        examples: Nodes like which the hits should be, and unlike which.
+        weights: As `rocchio` takes them.
+
+    Raises:
+        EmbeddingError: If the examples cancel each other out.
+        ValueError: If there are none.
+    """
+    more, less = ([node.embedding for node in nodes] for nodes in examples)
+    if not more and not less:
+        raise ValueError("retrieve_like needs examples: ids, retrieved nodes or images")
+    row = rocchio(embedding, more, less, weights)
+    # For traces; the embedding is what is searched with.
+    name = f"like {len(more)} and unlike {len(less)} examples"
+    return QueryBundle(query or "", image_path=name, embedding=row.tolist())
+
+
+def identities(examples: list[list[BaseNode]]) -> tuple[list[str], list[str]]:
+    """Return the content hashes and the ids of examples."""
+    nodes = [node for group in examples for node in group]
+    hashes = [node.metadata["content_hash"] for node in nodes if "content_hash" in node.metadata]
+    return list(dict.fromkeys(hashes)), [node.node_id for node in nodes]
+
+
+def _content_hash(image: ImageSource) -> dict[str, str]:
+    return {} if is_decoded(image) else {"content_hash": image_digest(image)}
+
+
+def file_hash(image: ImageSource) -> str:
+    """Return what tells an image's file, and its copies, from others.
+
+    Raises:
+        ValueError: If it is decoded already, so that it is no file's.
+    """
+    if is_decoded(image):
+        raise ValueError(
+            f"exclude_self compares files, got a {describe_source(image)}: pass a path or bytes"
+        )
+    return image_digest(image)

@@ -1,0 +1,201 @@
+import base64
+import json
+
+import numpy as np
+import pytest
+from llama_index.core import Settings, StorageContext
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.ingestion import IngestionPipeline
+from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.schema import Document, ImageDocument, ImageNode, IndexNode, TextNode
+from llama_index.core.vector_stores import SimpleVectorStore
+
+from llama_index_clip_ext import (
+    CLIPEmbedding,
+    CLIPVectorStoreIndex,
+    EmbeddingSpaceMismatchError,
+    ImageLoadError,
+    create_retriever,
+    load_image_nodes,
+)
+
+
+@pytest.fixture
+def context(store):
+    return StorageContext.from_defaults(vector_store=store)
+
+
+@pytest.fixture
+def index(clip, store):
+    return CLIPVectorStoreIndex.from_vector_store(store, embed_model=clip)
+
+
+def names(hits):
+    return [hit.node.metadata.get("file_name", hit.node.node_id) for hit in hits]
+
+
+def test_an_index_of_a_folder(clip, context, store, pictures):
+    index = CLIPVectorStoreIndex(
+        load_image_nodes(pictures), storage_context=context, embed_model=clip
+    )
+    assert store.count("image") == 5
+    path = pictures / "green.png"
+    assert names(index.as_retriever(similarity_top_k=2).retrieve_image(path))[0] == "green.png"
+    index.insert_nodes(load_image_nodes(pictures))
+    assert store.count() == 5
+    node = store.get_nodes([load_image_nodes(path)[0].node_id])[0]
+    np.testing.assert_allclose(node.embedding, clip.get_image_embedding(path), atol=1e-5)
+
+
+def test_the_callers_nodes_are_left_as_they_are(index, pictures):
+    nodes = [ImageNode(image_path=str(pictures / "red.png")), TextNode(text="soup")]
+    before = [node.model_copy(deep=True) for node in nodes]
+    index.insert_nodes(nodes)
+    assert nodes == before
+
+
+def test_nodes_with_embeddings_are_not_embedded_again(clip, index, store, pictures, monkeypatch):
+    nodes = clip(load_image_nodes(pictures))
+    monkeypatch.setattr(clip.encoder, "_forward", lambda *args: pytest.fail("computed again"))
+    index.insert_nodes(nodes)
+    assert store.count() == 5
+
+
+async def test_embedded_and_new_nodes_together_keep_their_order(clip, index, store, pictures):
+    embedded = clip(load_image_nodes(pictures / "red.png"))
+    new = [TextNode(text="soup", id_="soup"), *load_image_nodes(pictures / "blue.png")]
+    await index.ainsert_nodes([new[0], *embedded, new[1]])
+    assert store.count("image") == 2
+    assert store.count("text") == 1
+    np.testing.assert_allclose(
+        store.get_nodes(["soup"])[0].embedding, clip.get_text_embedding("soup"), atol=1e-5
+    )
+
+
+def test_an_image_that_does_not_load_is_raised_or_left_out(clip_dir, clip, store, pictures):
+    (pictures / "bad.png").write_bytes(b"not a picture")
+    nodes = load_image_nodes(pictures)
+    with pytest.raises(ImageLoadError, match=r"bad\.png"):
+        CLIPVectorStoreIndex.from_vector_store(store, embed_model=clip).insert_nodes(nodes)
+    assert store.count() == 0
+    lenient = CLIPEmbedding(clip_dir, on_error="skip")
+    CLIPVectorStoreIndex.from_vector_store(store, embed_model=lenient).insert_nodes(nodes)
+    assert store.count() == 5
+
+
+def test_a_long_document_is_split_and_an_image_with_a_long_caption_is_not(clip, context, store):
+    sentences = " ".join(f"This is sentence number {number}." for number in range(60))
+    picture = base64.b64encode(_png()).decode()
+    documents = [
+        Document(text=sentences, id_="text"),
+        ImageDocument(image=picture, text=sentences, id_="image"),
+    ]
+    splitter = SentenceSplitter(chunk_size=60, chunk_overlap=0)
+    index = CLIPVectorStoreIndex.from_documents(
+        documents, context, embed_model=clip, transformations=[splitter]
+    )
+    assert store.count("text") > 5
+    assert store.count("image") == 1
+    index.delete_ref_doc("text")
+    assert (store.count("text"), store.count("image")) == (0, 1)
+    index.insert(documents[0])
+    assert store.count("text") > 5
+
+
+def test_documents_of_a_run_that_failed_are_not_taken_for_done(clip, context, store, pictures):
+    good = ImageDocument(image_path=str(pictures / "red.png"), id_="red")
+    gone = ImageNode(image_path="gone.png", id_="gone")
+    with pytest.raises(FileNotFoundError):
+        CLIPVectorStoreIndex.from_documents([good, gone], context, embed_model=clip)
+    index = CLIPVectorStoreIndex([], storage_context=context, embed_model=clip)
+    assert index.refresh_ref_docs([good]) == [True]
+    assert store.count() == 1
+
+
+def test_a_changed_file_is_noticed_by_its_content(index, store, pictures):
+    (node,) = load_image_nodes(pictures / "red.png")
+    assert index.refresh_ref_docs([node]) == [True]
+    (pictures / "red.png").write_bytes((pictures / "blue.png").read_bytes())
+    assert index.refresh_ref_docs(load_image_nodes(pictures / "red.png")) == [True]
+    assert index.refresh_ref_docs(load_image_nodes(pictures / "red.png")) == [False]
+    assert store.count() == 1
+
+
+def test_pixels_are_kept_nowhere(clip, context, tmp_path):
+    picture = base64.b64encode(_png()).decode()
+    index = CLIPVectorStoreIndex(
+        [ImageNode(image=picture)], storage_context=context, embed_model=clip
+    )
+    index.storage_context.persist(str(tmp_path / "storage"))
+    files = [path.read_text() for path in (tmp_path / "storage").iterdir()]
+    assert files
+    assert not any(picture[:40] in content for content in files)
+    assert json.loads((tmp_path / "storage" / "index_store.json").read_text())
+
+
+def test_objects_behind_index_nodes_are_retrieved_from(clip, store, context, pictures):
+    images = CLIPVectorStoreIndex.from_vector_store(store, embed_model=clip)
+    images.insert_nodes(load_image_nodes(pictures))
+    shelf = IndexNode(text="pictures of colours", index_id="colours", obj=images.as_retriever())
+    index = CLIPVectorStoreIndex(objects=[shelf], storage_context=context, embed_model=clip)
+    hits = index.as_retriever(modality="text").retrieve("pictures of colours")
+    assert sorted(names(hits)) == sorted(path.name for path in pictures.iterdir())
+
+
+def test_options_of_the_retriever(index, clip, store, pictures):
+    index.insert_nodes([*load_image_nodes(pictures), TextNode(text="soup", id_="soup")])
+    assert names(index.as_retriever(modality="text").retrieve("soup")) == ["soup"]
+    assert len(index.as_retriever(similarity_top_k=2).retrieve("soup")) == 2
+    strict = index.as_retriever(similarity_cutoff=0.9999)
+    assert names(strict.retrieve_image(pictures / "red.png")) == ["red.png"]
+    with pytest.raises(ValueError, match="modality is 'sound'"):
+        index.as_retriever(modality="sound")
+    same = create_retriever(clip, store).retrieve("soup")
+    assert names(index.as_retriever().retrieve("soup")) == names(same)
+
+
+def test_what_does_not_belong_together_is_refused(clip, context, other_clip_dir, pictures):
+    nodes = load_image_nodes(pictures)
+    with pytest.raises(EmbeddingSpaceMismatchError):
+        CLIPVectorStoreIndex(
+            nodes, storage_context=context, embed_model=CLIPEmbedding(other_clip_dir)
+        )
+    with pytest.raises(TypeError, match="SimpleVectorStore, expected what create_vector_store"):
+        CLIPVectorStoreIndex.from_vector_store(SimpleVectorStore(), embed_model=clip)
+    with pytest.raises(TypeError, match="embed_model"):
+        CLIPVectorStoreIndex(nodes, storage_context=context)
+
+
+def test_no_url_is_fetched(index):
+    """LlamaIndex's multimodal index would fetch it, wherever it points to."""
+    with pytest.raises(ImageLoadError, match="http"):
+        index.insert_nodes([ImageNode(image_url="http://169.254.169.254/picture.png")])
+
+
+def test_settings_are_neither_read_nor_set(clip, context, pictures, monkeypatch):
+    def refuse(self):
+        pytest.fail("Settings was read")
+
+    for name in ("embed_model", "llm", "callback_manager", "node_parser", "transformations"):
+        monkeypatch.setattr(type(Settings), name, property(refuse))
+    documents = [ImageDocument(image_path=str(pictures / "red.png")), Document(text="soup")]
+    index = CLIPVectorStoreIndex.from_documents(documents, context, embed_model=clip)
+    assert isinstance(index.as_retriever().callback_manager, CallbackManager)
+    assert len(index.as_retriever().retrieve("soup")) == 1
+
+
+def test_an_index_goes_on_where_a_pipeline_wrote(clip, index, store, pictures):
+    IngestionPipeline(transformations=[clip], vector_store=store).run(
+        nodes=load_image_nodes(pictures)
+    )
+    assert names(index.as_retriever().retrieve_image(pictures / "black.png"))[0] == "black.png"
+
+
+def _png() -> bytes:
+    from io import BytesIO
+
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.linear_gradient("L").save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,239 @@
+import asyncio
+import logging
+
+import numpy as np
+import pytest
+from llama_index.core.postprocessor import SimilarityPostprocessor
+from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
+
+from llama_index_clip_ext import (
+    CLIPEmbedding,
+    EmbeddingSpaceMismatchError,
+    acalibrate_scores,
+    calibrate_scores,
+    create_retriever,
+    create_vector_store,
+    ingest_images,
+)
+from llama_index_clip_ext.demo.run import draw_pictures
+from llama_index_clip_ext.scores import cut_off
+
+
+def names(hits):
+    return [hit.node.metadata.get("file_name", hit.node.node_id) for hit in hits]
+
+
+@pytest.fixture
+def filled(clip, store, pictures):
+    """The five colours, and two texts."""
+    ingest_images(pictures, embed_model=clip, vector_store=store)
+    store.add(clip([TextNode(text="a red thing", id_="t1"), TextNode(text="soup", id_="t2")]))
+    return store
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The demo's 168 captioned pictures, and their captions as texts; calibrated."""
+    folder = tmp_path_factory.mktemp("demo")
+    draw_pictures(folder / "pictures")
+    embed_model = CLIPEmbedding("demo-clip")
+    captions = {file.read_text(encoding="utf-8") for file in (folder / "pictures").glob("*.txt")}
+    with create_vector_store(embed_model, uri=folder / "demo.db") as store:
+        ingest_images(folder / "pictures", embed_model=embed_model, vector_store=store)
+        store.add(embed_model([TextNode(text=caption) for caption in sorted(captions)]))
+        calibrate_scores(embed_model, store)
+        yield embed_model, store, folder / "pictures"
+
+
+def test_images_and_texts_are_fused_by_rank_and_keep_their_cosines(clip, filled, pictures):
+    retriever = create_retriever(clip, filled, similarity_top_k=4, modality="both")
+    hits = retriever.retrieve("a red thing")
+    images = create_retriever(clip, filled, similarity_top_k=4).retrieve("a red thing")
+    texts = create_retriever(clip, filled, similarity_top_k=4, modality="text").retrieve(
+        "a red thing"
+    )
+    # First of each, second of each: by score alone both texts would come first.
+    expected = [images[0], texts[0], images[1], texts[1]]
+    assert names(hits) == names(expected)
+    assert [hit.score for hit in hits] == pytest.approx([1 / 61, 1 / 61, 1 / 62, 1 / 62])
+    for hit, other in zip(hits, expected, strict=True):
+        assert hit.node.metadata["similarity"] == pytest.approx(other.score, abs=1e-6)
+    assert [hit.node.metadata["modality"] for hit in hits] == ["image", "text"] * 2
+    for hit in hits:
+        for mode in (MetadataMode.EMBED, MetadataMode.LLM):
+            assert "similarity" not in hit.node.get_content(mode)
+    for again in (
+        asyncio.run(retriever.aretrieve("a red thing")),
+        retriever.retrieve("a red thing"),
+    ):
+        assert names(again) == names(hits)
+    assert "similarity" not in images[0].node.metadata
+
+
+def test_cutoffs_by_hand():
+    hits = [NodeWithScore(node=TextNode(), score=score) for score in (0.4, 0.3, 0.1, -0.1)]
+
+    def left(*cutoffs):
+        return [hit.score for hit in cut_off(hits, *cutoffs)]
+
+    assert left(None, None) == [0.4, 0.3, 0.1, -0.1]
+    assert left(0.3, None) == [0.4, 0.3]
+    assert left(None, 0.5) == [0.4, 0.3]
+    assert left(0.35, 0.5) == [0.4]
+    assert left(None, 0.0) == [0.4, 0.3, 0.1]
+    assert left(None, 1.0) == [0.4]
+    # Where even the best is below zero there is nothing to take a share of.
+    assert cut_off(hits[3:], None, 0.5) == hits[3:]
+
+
+def test_cutoffs_are_monotone_in_the_retriever(demo):
+    embed_model, store, _ = demo
+    counts = {"similarity_cutoff": [], "relative_cutoff": []}
+    for name, found in counts.items():
+        for cutoff in (0.0, 0.3, 0.6, 0.9, 1.0):
+            retriever = create_retriever(embed_model, store, similarity_top_k=100, **{name: cutoff})
+            found.append(len(retriever.retrieve("a red circle")))
+        assert found == sorted(found, reverse=True)
+    assert counts["relative_cutoff"][0] > counts["relative_cutoff"][3] >= 1
+    assert counts["relative_cutoff"][4] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"relative_cutoff": 1.5}, "relative_cutoff is 1.5, expected 0 to 1"),
+        ({"calibrated": True}, r"not calibrated: call calibrate_scores"),
+        (
+            {"similarity_cutoff": 0.1, "vector_store_query_mode": "hybrid"},
+            "similarity_cutoff is for cosines",
+        ),
+        (
+            {"calibrated": True, "vector_store_query_mode": "text_search"},
+            "calibrated is for cosines",
+        ),
+    ],
+)
+def test_impossible_options_say_so(clip, filled, options, message):
+    with pytest.raises(ValueError, match=message):
+        create_retriever(clip, filled, **options)
+
+
+def test_the_usual_cutoff_is_warned_about_where_no_text_reaches_it(clip, filled, demo, caplog):
+    usual = [SimilarityPostprocessor(similarity_cutoff=0.7)]
+
+    def warnings(*args, **options):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            create_retriever(*args, node_postprocessors=usual, **options)
+        return caplog.messages
+
+    (message,) = warnings(clip, filled)
+    assert "SimilarityPostprocessor(similarity_cutoff=0.7) drops every text-to-image hit" in message
+    assert len(warnings(clip, filled, modality="both")) == 1
+    assert warnings(clip, filled, modality="text") == []
+    assert warnings(demo[0], demo[1], calibrated=True) == []
+    usual[0] = SimilarityPostprocessor(similarity_cutoff=0.2)
+    assert warnings(clip, filled) == []
+
+
+def test_postprocessors_are_applied_in_order_sync_and_async(clip, filled):
+    retriever = create_retriever(
+        clip, filled, node_postprocessors=[SimilarityPostprocessor(similarity_cutoff=2.0)]
+    )
+    assert retriever.retrieve("soup") == []
+    assert asyncio.run(retriever.aretrieve("soup")) == []
+
+
+def test_the_statistics_are_those_of_unrelated_pairs_by_hand(demo):
+    _, store, _ = demo
+    images, texts = (store.sample_nodes(modality, 10_000) for modality in ("image", "text"))
+    rows = np.array([node.embedding for node in images])
+    asked = np.array([node.embedding for node in texts])
+    cosines = asked @ rows.T
+    unrelated = [
+        cosines[t, i]
+        for t, text in enumerate(texts)
+        for i, image in enumerate(images)
+        if text.text != image.text
+    ]
+    measured = store.passport.calibration
+    assert measured["text->image"].mean == pytest.approx(np.mean(unrelated), abs=1e-5)
+    assert measured["text->image"].std == pytest.approx(np.std(unrelated), abs=1e-5)
+    assert set(measured) == {
+        f"{asked}->{found}"
+        for asked in ("text", "image", "composed")
+        for found in ("image", "text")
+    }
+    assert measured["text->text"].mean > measured["text->image"].mean
+
+
+def test_calibrated_scores_are_standard_deviations_and_keep_the_cosine(demo):
+    embed_model, store, pictures = demo
+    plain = create_retriever(embed_model, store)
+    calibrated = create_retriever(embed_model, store, calibrated=True)
+    query = next(iter(sorted(pictures.glob("*.png"))))
+    composed = embed_model.compose_query(text="red", image=query)
+    for direction, ask in (
+        ("text->image", lambda one: one.retrieve("a red circle")),
+        ("image->image", lambda one: one.retrieve_image(query)),
+        ("image->image", lambda one: one.retrieve_like([query])),
+        ("composed->image", lambda one: one.retrieve(composed)),
+    ):
+        statistics = store.passport.calibration[direction]
+        before, after = ask(plain), ask(calibrated)
+        assert names(before) == names(after)
+        for hit, other in zip(after, before, strict=True):
+            assert hit.node.metadata["similarity"] == pytest.approx(other.score, abs=1e-6)
+            expected = (other.score - statistics.mean) / statistics.std
+            assert hit.score == pytest.approx(expected, abs=1e-5)
+
+
+def test_one_threshold_means_the_same_both_ways(demo):
+    """Unrelated pictures pass it about as rarely, which no cosine does."""
+    embed_model, store, pictures = demo
+
+    def share_of_wrong(**options):
+        wrong = {}
+        retriever = create_retriever(embed_model, store, similarity_top_k=168, **options)
+        files = sorted(pictures.glob("*.png"))[:128:4]
+        for kind in ("text", "image"):
+            passed = []
+            for file in files:
+                label = file.stem.partition("-")[2]
+                hits = (
+                    retriever.retrieve(f"a {label.replace('-', ' ')}")
+                    if kind == "text"
+                    else retriever.retrieve_image(file)
+                )
+                passed.append(sum(label not in name for name in names(hits)) / 160)
+            wrong[kind] = float(np.mean(passed))
+        return wrong
+
+    calibrated = share_of_wrong(calibrated=True, similarity_cutoff=1.5)
+    cosines = share_of_wrong(similarity_cutoff=0.25)
+    assert max(calibrated.values()) < 2 * min(calibrated.values())
+    assert max(cosines.values()) > 3 * min(cosines.values())
+
+
+def test_a_calibration_survives_reopening_and_is_the_collections(clip, pictures, tmp_path):
+    texts = [f"thing {n}" for n in range(12)]
+    for n in range(12):
+        (pictures / f"copy{n}.png").write_bytes((pictures / "red.png").read_bytes() + bytes([n]))
+    with create_vector_store(clip, uri=tmp_path / "own.db") as store:
+        ingest_images(pictures, embed_model=clip, vector_store=store)
+        measured = asyncio.run(acalibrate_scores(clip, store, texts=texts))
+        assert set(measured) == {"text->image", "image->image", "composed->image"}
+    with create_vector_store(clip, uri=tmp_path / "own.db") as store:
+        assert store.passport.calibration == measured
+        assert store.count() == 17
+        retriever = create_retriever(clip, store, calibrated=True, modality="text")
+        store.add(clip([TextNode(text="soup")]))
+        with pytest.raises(ValueError, match=r"text->text is not calibrated, only text->image"):
+            retriever.retrieve("soup")
+
+
+def test_what_cannot_be_calibrated_says_so(clip, other_clip_dir, filled):
+    with pytest.raises(ValueError, match="5 images and 2 texts, at least 10 of each"):
+        calibrate_scores(clip, filled)
+    with pytest.raises(EmbeddingSpaceMismatchError):
+        calibrate_scores(CLIPEmbedding(other_clip_dir), filled)

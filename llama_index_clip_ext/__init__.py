@@ -7,10 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .bilingual import BilingualRetriever, create_bilingual_retriever
+    from .calibration import acalibrate_scores, calibrate_scores
+    from .captions import ImageCaptioner
     from .checkpoint import download_model
-    from .dual_encoder import ImageEmbeddings
+    from .dual_encoder import DualEncoderEmbedding, ImageEmbeddings
     from .embedding import ChineseCLIPEmbedding, CLIPEmbedding, load_embedding
     from .errors import (
+        CaptionError,
         ClipExtError,
         DimensionMismatchError,
         EmbeddingError,
@@ -25,42 +29,64 @@ if TYPE_CHECKING:
         TextTooLongError,
         UnknownModelError,
     )
+    from .evaluation import RetrievalEvaluation, aevaluate_retrieval, evaluate_retrieval
     from .images import ImageFailure, load_image, load_images
+    from .index import CLIPVectorStoreIndex
     from .ingest import IngestReport, aingest_images, ingest_images
-    from .models import EmbeddingSpace, ModelSpec, list_models, resolve_model
+    from .metrics import Estimate, IndexRecall
+    from .models import EmbeddingSpace, ModelSpec, ScoreStatistics, list_models, resolve_model
     from .nodes import load_image_nodes
+    from .postprocessors import NearDuplicatePostprocessor
     from .retriever import CLIPRetriever, create_retriever
+    from .sheet import show_results
     from .store import CLIPMilvusVectorStore, create_vector_store
+    from .tags import ZeroShotTagger
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BilingualRetriever",
     "CLIPEmbedding",
     "CLIPMilvusVectorStore",
     "CLIPRetriever",
+    "CLIPVectorStoreIndex",
+    "CaptionError",
     "ChineseCLIPEmbedding",
     "ClipExtError",
     "DimensionMismatchError",
+    "DualEncoderEmbedding",
     "EmbeddingError",
     "EmbeddingSpace",
     "EmbeddingSpaceMismatchError",
+    "Estimate",
     "FilterError",
+    "ImageCaptioner",
     "ImageEmbeddings",
     "ImageFailure",
     "ImageLoadError",
     "ImageNotFoundError",
+    "IndexRecall",
     "IngestReport",
     "ModelLoadError",
     "ModelSpec",
+    "NearDuplicatePostprocessor",
+    "RetrievalEvaluation",
     "RowTooLargeError",
+    "ScoreStatistics",
     "StoreError",
     "StoreLockedError",
     "TextTooLongError",
     "UnknownModelError",
+    "ZeroShotTagger",
+    "acalibrate_scores",
+    "aevaluate_retrieval",
     "aingest_images",
+    "calibrate_scores",
+    "create_bilingual_retriever",
     "create_retriever",
     "create_vector_store",
     "download_model",
+    "evaluate_retrieval",
     "ingest_images",
     "list_models",
     "load_embedding",
@@ -68,19 +94,31 @@ __all__ = [
     "load_image_nodes",
     "load_images",
     "resolve_model",
+    "show_results",
 ]
 
-_HOME_OF = {
-    **dict.fromkeys(("CLIPEmbedding", "ChineseCLIPEmbedding", "load_embedding"), "embedding"),
-    **dict.fromkeys(("CLIPMilvusVectorStore", "create_vector_store"), "store"),
-    **dict.fromkeys(("CLIPRetriever", "create_retriever"), "retriever"),
-    **dict.fromkeys(("ImageFailure", "load_image", "load_images"), "images"),
-    **dict.fromkeys(("IngestReport", "aingest_images", "ingest_images"), "ingest"),
-    **dict.fromkeys(("EmbeddingSpace", "ModelSpec", "list_models", "resolve_model"), "models"),
-    "ImageEmbeddings": "dual_encoder",
-    "download_model": "checkpoint",
-    "load_image_nodes": "nodes",
+# Each room's public names; those of `errors` are all the others.
+_NAMES_OF = {
+    "bilingual": ("BilingualRetriever", "create_bilingual_retriever"),
+    "calibration": ("acalibrate_scores", "calibrate_scores"),
+    "captions": ("ImageCaptioner",),
+    "checkpoint": ("download_model",),
+    "dual_encoder": ("DualEncoderEmbedding", "ImageEmbeddings"),
+    "embedding": ("ChineseCLIPEmbedding", "CLIPEmbedding", "load_embedding"),
+    "evaluation": ("RetrievalEvaluation", "aevaluate_retrieval", "evaluate_retrieval"),
+    "images": ("ImageFailure", "load_image", "load_images"),
+    "index": ("CLIPVectorStoreIndex",),
+    "ingest": ("IngestReport", "aingest_images", "ingest_images"),
+    "metrics": ("Estimate", "IndexRecall"),
+    "models": ("EmbeddingSpace", "ModelSpec", "ScoreStatistics", "list_models", "resolve_model"),
+    "nodes": ("load_image_nodes",),
+    "postprocessors": ("NearDuplicatePostprocessor",),
+    "retriever": ("CLIPRetriever", "create_retriever"),
+    "sheet": ("show_results",),
+    "store": ("CLIPMilvusVectorStore", "create_vector_store"),
+    "tags": ("ZeroShotTagger",),
 }
+_HOME_OF = {name: room for room, names in _NAMES_OF.items() for name in names}
 
 
 if not TYPE_CHECKING:  # To a type checker, a name that is not imported above is a mistake.

@@ -89,6 +89,10 @@ def index(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Drop the collection first, with all it holds.")
     ] = False,
+    full_text: Annotated[
+        str | None,
+        typer.Option(help="Search captions by words, too: standard, english or chinese."),
+    ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -108,7 +112,12 @@ def index(
     report = IngestReport()
     with (
         create_vector_store(
-            embed_model, uri=uri, token=token, collection_name=collection, overwrite=overwrite
+            embed_model,
+            uri=uri,
+            token=token,
+            collection_name=collection,
+            overwrite=overwrite,
+            full_text=full_text,  # type: ignore[arg-type]
         ) as vector_store,
         _progress() as progress,
     ):
@@ -131,8 +140,15 @@ def index(
 def search(
     text: Annotated[str | None, typer.Argument(help="What the pictures should show.")] = None,
     image: Annotated[
-        Path | None, typer.Option(help="Find what is like this picture, instead of a text.")
+        Path | None, typer.Option(help="Find what is like this picture; with a TEXT, both count.")
     ] = None,
+    minus: Annotated[
+        list[str] | None, typer.Option(help="A text for what is not wanted; may be repeated.")
+    ] = None,
+    mode: Annotated[
+        str,
+        typer.Option(help="default, text_search or hybrid: by vectors, captions' words, or both."),
+    ] = "default",
     k: Annotated[int, typer.Option("-k", "--top-k", min=1, max=16384, help="Hits, at most.")] = 5,
     model: Annotated[
         str | None, typer.Option(help="The collection's model, if its directory has moved.")
@@ -143,28 +159,76 @@ def search(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Find pictures by a text or by a picture.
+    """Find pictures by a text, by a picture, or by both.
 
     Example: clip-ext search "a cat on a sofa" -k 3 --uri ./photos.db
+
+    Example: clip-ext search "red" --image shoe.jpg --minus blue
     """
-    from .collection import read_passport
     from .retriever import create_retriever
     from .store import create_vector_store
 
-    if (text is None) == (image is None):
-        raise typer.BadParameter("give a TEXT or --image FILE, one of them")
-    passport, _ = read_passport(uri=uri, token=token, collection_name=collection)
-    if model is None and passport is None:
-        raise typer.BadParameter("the collection does not say which model made it; --model?")
-    if model is None:
-        model = passport.space.model if passport else ""
-    embed_model = _load_model(model, device)
+    if text is None and image is None:
+        raise typer.BadParameter("give a TEXT, --image FILE, or both")
+    embed_model = _collection_model(model, device, uri, token, collection)
     with create_vector_store(
         embed_model, uri=uri, token=token, collection_name=collection
     ) as vector_store:
-        retriever = create_retriever(embed_model, vector_store, similarity_top_k=k)
-        hits = retriever.retrieve_image(image) if image else retriever.retrieve(text or "")
+        retriever = create_retriever(
+            embed_model, vector_store, similarity_top_k=k, vector_store_query_mode=mode
+        )
+        if minus or (text and image):
+            query = embed_model.compose_query(text=text, image=image, minus=minus or ())
+            hits = retriever.retrieve(query)
+        else:
+            hits = retriever.retrieve_image(image) if image else retriever.retrieve(text or "")
     _print_hits(hits, as_json)
+
+
+@app.command(name="eval")
+def evaluate(
+    pairs: Annotated[
+        Path,
+        typer.Argument(
+            help="JSON lines or CSV with the columns text and image; paths are relative to it."
+        ),
+    ],
+    k: Annotated[
+        list[int] | None, typer.Option("-k", min=1, max=16384, help="Hits; may be repeated.")
+    ] = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out images that were not indexed.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="The collection's model, if its directory has moved.")
+    ] = None,
+    uri: Uri = "./clip_ext.db",
+    token: Token = "",
+    collection: Collection = "clip_ext",
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure how often texts find their images and images their texts: recall@k and MRR.
+
+    Example: clip-ext eval pairs.jsonl --uri ./photos.db
+    """
+    from .evaluation import evaluate_retrieval
+    from .pairs import read_pairs
+    from .retriever import create_retriever
+    from .store import create_vector_store
+
+    read = read_pairs(pairs)
+    embed_model = _collection_model(model, device, uri, token, collection)
+    with create_vector_store(
+        embed_model, uri=uri, token=token, collection_name=collection
+    ) as vector_store:
+        result = evaluate_retrieval(
+            create_retriever(embed_model, vector_store),
+            read,
+            ks=k or (1, 5, 10),
+            on_missing="skip" if skip_missing else "raise",
+        )
+    print(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else result)
 
 
 @app.command()
@@ -262,6 +326,17 @@ def _load_model(name: str, device: str) -> DualEncoderEmbedding:
     from .embedding import load_embedding
 
     return load_embedding(name, device=device)
+
+
+def _collection_model(
+    name: str | None, device: str, uri: str, token: str, collection: str
+) -> DualEncoderEmbedding:
+    from .collection import read_passport
+
+    passport, _ = read_passport(uri=uri, token=token, collection_name=collection)
+    if name is None and passport is None:
+        raise typer.BadParameter("the collection does not say which model made it; --model?")
+    return _load_model(name or (passport.space.model if passport else ""), device)
 
 
 def _progress() -> Any:

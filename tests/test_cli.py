@@ -1,12 +1,20 @@
+import io
 import json
+import logging
+import os
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from PIL import Image
 
 from llama_index_clip_ext import __version__, list_models
+from llama_index_clip_ext.cli import main
+from llama_index_clip_ext.demo.run import draw_pictures
 
 
 def run(*arguments, check=True, **options):
@@ -17,15 +25,37 @@ def run(*arguments, check=True, **options):
     return result
 
 
+def call(*arguments, check=True, cwd=None):
+    """Do what `run` does in this process: another one takes seconds to start."""
+    if cwd:
+        os.chdir(cwd)  # Undone with the test's own folder.
+    out, err = io.StringIO(), io.StringIO()
+    loggers = [logging.getLogger(name) for name in ("pymilvus", "milvus_lite")]
+    before = [(logger.level, list(logger.filters)) for logger in loggers]
+    code = 0
+    try:
+        with redirect_stdout(out), redirect_stderr(err), patch("sys.argv", ["clip-ext"]):
+            sys.argv += map(str, arguments)
+            main()
+    except SystemExit as end:
+        code = end.code or 0
+    finally:
+        for logger, (level, filters) in zip(loggers, before, strict=True):
+            logger.level, logger.filters = level, filters
+    if check:
+        assert code == 0, err.getvalue()
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
 @pytest.fixture
 def indexed(clip_dir, pictures, tmp_path):
     uri = tmp_path / "photos.db"
-    run("index", pictures, "--model", clip_dir, "--uri", uri)
+    call("index", pictures, "--model", clip_dir, "--uri", uri)
     return uri
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["index"], ["search"], ["info"], ["models"], ["download"], ["demo"]]
+    "command", [[], ["index"], ["search"], ["info"], ["models"], ["download"], ["demo"], ["eval"]]
 )
 def test_help_has_an_example(command):
     assert "clip-ext " + " ".join(command) in run(*command, "--help").stdout
@@ -78,9 +108,39 @@ def test_index_search_info(indexed, pictures, clip_dir):
     assert "IP" in run("info", "--uri", indexed).stdout
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_eval(indexed, pictures, tmp_path, suffix):
+    names = ("red", "green", "blue")
+    rows = [{"text": f"a {name} thing", "image": f"pictures/{name}.png"} for name in names]
+    lines = {
+        ".jsonl": [json.dumps(row) for row in rows],
+        ".csv": ["image,text", *(f"{row['image']},{row['text']}" for row in rows), ""],
+    }
+    file = tmp_path / f"pairs{suffix}"
+    file.write_text("\n".join(lines[suffix]), encoding="utf-8-sig")
+
+    table = call("eval", file, "--uri", indexed, "-k", 5, "-k", 1).stdout
+    facts = json.loads(call("eval", file, "--uri", indexed, "--json").stdout)
+
+    assert [line.split()[0] for line in table.splitlines()[3:6]] == [
+        "recall@1",
+        "recall@5",
+        "mrr@5",
+    ]
+    assert "recall@5  1.000 [1.000, 1.000]" in table
+    assert facts["text_to_image"]["recall@5"]["value"] == 1
+    assert (facts["n_texts"], facts["n_images"], facts["n_collection"]) == (3, 3, 5)
+
+    Image.new("RGB", (9, 9), "pink").save(pictures / "red.png")
+    missing = call("eval", file, "--uri", indexed, check=False)
+    assert (missing.returncode, "1 of 3 pairs" in missing.stderr) == (1, True)
+    skipped = call("eval", file, "--uri", indexed, "--skip-missing").stdout
+    assert "red.png: not among the images of collection 'clip_ext'" in skipped
+
+
 def test_index_json_reports_failures(clip_dir, pictures, tmp_path):
     (pictures / "empty [red].jpg").write_bytes(b"")
-    out = run("index", pictures, "--model", clip_dir, "--uri", tmp_path / "a.db", "--json").stdout
+    out = call("index", pictures, "--model", clip_dir, "--uri", tmp_path / "a.db", "--json").stdout
     failed, done = (json.loads(line) for line in out.splitlines())
     assert failed["status"] == "failed"
     assert failed["source"].endswith("empty [red].jpg")
@@ -90,7 +150,7 @@ def test_index_json_reports_failures(clip_dir, pictures, tmp_path):
 def test_index_of_nothing_but_bad_files_fails(clip_dir, tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.jpg").write_text("<html>")
-    result = run("index", tmp_path / "bad", "--model", clip_dir, "--uri", "a.db", check=False)
+    result = call("index", tmp_path / "bad", "--model", clip_dir, "--uri", "a.db", check=False)
     assert result.returncode == 1
     assert "not a picture" in result.stdout
 
@@ -104,12 +164,13 @@ def test_index_of_nothing_but_bad_files_fails(clip_dir, tmp_path):
         (["index", "."], "no images in . (looked for .bmp, .gif, .jfif, .jpeg,"),
         (["index", ""], "the folder is an empty string"),
         (["index", ".", "--collection", "a-b", "--model", "demo-clip"], "no images in"),
+        (["eval", "none.jsonl"], "none.jsonl"),
         (["download", "clip-vit-b32"], "Did you mean 'clip-ViT-B-32'?"),
         (["download", "clip-ViT-B-32"], "is not in the cache"),
     ],
 )
 def test_errors_are_one_line_and_exit_1(arguments, message, tmp_path):
-    result = run(*arguments, check=False, cwd=tmp_path)
+    result = call(*arguments, check=False, cwd=tmp_path)
     assert result.returncode == 1
     assert result.stdout == ""
     assert result.stderr.startswith("clip-ext: ")
@@ -117,22 +178,41 @@ def test_errors_are_one_line_and_exit_1(arguments, message, tmp_path):
     assert result.stderr.count("\n") == 1
 
 
+def test_search_by_both_without_and_by_words(tmp_path):
+    folder = tmp_path / "drawn"
+    draw_pictures(folder)
+    uri = tmp_path / "drawn.db"
+    call("index", folder, "--model", "demo-clip", "--uri", uri, "--full-text", "english")
+    blue_star = next(folder.glob("*-blue-star.png"))
+
+    def best(*arguments):
+        lines = call("search", *arguments, "--uri", uri, "-k", 1, "--json").stdout
+        return Path(json.loads(lines)["path"]).stem.partition("-")[2]
+
+    assert best("red", "--image", blue_star, "--minus", "blue") == "red-star"
+    assert best("--image", blue_star, "--minus", "blue") != "blue-star"
+    assert best("a red circle", "--mode", "hybrid") == "red-circle"
+    assert best("Heart, purple!", "--mode", "text_search") == "purple-heart"
+    bad = call("search", "x", "--mode", "guess", "--uri", uri, check=False)
+    assert (bad.returncode, "'guess'" in bad.stderr) == (1, True)
+
+
 def test_bad_query_image(indexed, tmp_path):
-    result = run("search", "--image", "gone.jpg", "--uri", indexed, check=False)
+    result = call("search", "--image", "gone.jpg", "--uri", indexed, check=False)
     assert (result.returncode, "gone.jpg" in result.stderr) == (1, True)
 
 
 def test_usage_errors_exit_2(indexed):
-    assert run("search", "--uri", indexed, check=False).returncode == 2
-    assert run("index", check=False).returncode == 2
+    assert call("search", "--uri", indexed, check=False).returncode == 2
+    assert call("index", check=False).returncode == 2
 
 
 def test_names_are_printed_as_they_are(clip_dir, tmp_path):
     folder = tmp_path / "odd"
     folder.mkdir()
     Image.new("RGB", (9, 9)).save(folder / "[bold]图片.png")
-    run("index", folder, "--model", clip_dir, "--uri", "a.db", cwd=tmp_path)
-    shown = run("search", "x", "--uri", "a.db", cwd=tmp_path).stdout
+    call("index", folder, "--model", clip_dir, "--uri", "a.db", cwd=tmp_path)
+    shown = call("search", "x", "--uri", "a.db", cwd=tmp_path).stdout
     assert "[bold]图片.png" in shown.replace("\n", "").replace(" ", "")
 
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 from llama_index_clip_ext.demo.drawing import Drawing, draw_digits, draw_shapes
 from llama_index_clip_ext.demo.heldout import HELDOUT_DIGITS
-from llama_index_clip_ext.demo.sheet import Tile, draw_contact_sheet
 from llama_index_clip_ext.embedding import load_embedding
 from llama_index_clip_ext.ingest import ingest_images
 from llama_index_clip_ext.retriever import create_retriever
+from llama_index_clip_ext.sheet import Tile, draw_contact_sheet
 from llama_index_clip_ext.store import create_vector_store
 
 _SEED = 20_261  # Neither a training seed nor a held-out one.

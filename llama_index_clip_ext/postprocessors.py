@@ -8,6 +8,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from pydantic import SkipValidation
 
+from .notes import NEAR_DUPLICATES_KEY, note
 from .store import CLIPMilvusVectorStore
 
 
@@ -59,8 +60,5 @@ class NearDuplicatePostprocessor(BaseNodePostprocessor):
 
 
 def _remember(hit: NodeWithScore, duplicate: str) -> None:
-    node = hit.node
-    node.metadata.setdefault("near_duplicates", []).append(duplicate)
-    for excluded in (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys):
-        if "near_duplicates" not in excluded:
-            excluded.append("near_duplicates")
+    others = hit.node.metadata.get(NEAR_DUPLICATES_KEY, [])
+    note(hit.node, {NEAR_DUPLICATES_KEY: [*others, duplicate]})

@@ -23,6 +23,7 @@ from pymilvus import CollectionSchema, DataType
 
 from .errors import EmbeddingError, RowTooLargeError
 from .nodes import is_image_node, node_text
+from .notes import without_notes
 from .sources import image_digest
 from .vectors import check_vector
 
@@ -95,6 +96,7 @@ def modality_of(node: BaseNode) -> Modality:
 
 def node_hash(node: BaseNode) -> str:
     """Return the SHA-256 of all that a row is made of: image content, caption and metadata."""
+    node = without_notes(node)
     metadata = {key: value for key, value in node.metadata.items() if key not in _VOLATILE_METADATA}
     content = [node_text(node), metadata, node.ref_doc_id, _image_address(node)]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
@@ -131,6 +133,7 @@ def check_node(node: BaseNode) -> dict[str, Any]:
         TypeError: If a metadata value is not of its column's type.
     """
     name = _name(node)
+    node = without_notes(node)
     bare = node
     if isinstance(node, ImageNode) and (node.image or node.text_embedding):
         bare = node.model_copy(update={"image": None, "text_embedding": None})

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from llama_index.core.schema import NodeWithScore
 
 from .models import ScoreStatistics
+from .notes import MODALITY_KEY, SIMILARITY_KEY, note
 from .queries import AskedBy
 from .rows import Modality
 
@@ -71,13 +72,8 @@ def calibrate(
 
 
 def annotate(hits: Sequence[NodeWithScore], modality: Modality, *, has_cosines: bool) -> None:
-    """Keep the modality, and a score that is a cosine, in each hit's metadata for later.
-
-    No model reads them: both keys are excluded from what is embedded and from what an LLM is shown.
-    """
+    """Keep the modality, and a score that is a cosine, in each hit's metadata for later."""
     for hit in hits:
-        facts = {"modality": modality, **({"similarity": hit.score} if has_cosines else {})}
-        node = hit.node
-        node.metadata.update(facts)
-        for excluded in (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys):
-            excluded.extend(key for key in facts if key not in excluded)
+        note(hit.node, {MODALITY_KEY: modality})
+        if has_cosines:
+            note(hit.node, {SIMILARITY_KEY: hit.score})

@@ -22,14 +22,11 @@ from .errors import DimensionMismatchError
 from .expressions import ids_expression
 from .full_text import INDEX, SPARSE_FIELD, FullText, lite_terms, searchable
 from .fusion import reciprocal_rank_fusion, relative_score_fusion
+from .notes import BM25_KEY, SIMILARITY_KEY, note
 from .rows import row_to_node
 from .vectors import l2_normalize
 
 Hit: TypeAlias = Mapping[str, Any]
-
-# Where the parts of a fused score are found in a hit's metadata.
-SIMILARITY_KEY = "similarity"
-BM25_KEY = "bm25"
 
 _BM25 = {"metric_type": INDEX["metric_type"]}
 _MAX_TOP_K = 16_384  # Milvus's query window.
@@ -198,11 +195,7 @@ def _by_both(scope: Scope, query: VectorStoreQuery) -> VectorStoreQueryResult:
     found = []
     for hit, score in both[:wanted]:
         node = _node(hit)
-        scores = {key: part[hit["id"]] for key, part in parts.items() if hit["id"] in part}
-        node.metadata |= scores
-        # They are for programs: no model is to read them.
-        node.excluded_embed_metadata_keys = [*node.excluded_embed_metadata_keys, *scores]
-        node.excluded_llm_metadata_keys = [*node.excluded_llm_metadata_keys, *scores]
+        note(node, {key: part[hit["id"]] for key, part in parts.items() if hit["id"] in part})
         found.append((hit, node, score))
     return _result(found)
 

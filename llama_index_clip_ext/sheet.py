@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from .errors import ImageLoadError
 from .images import load_image
 from .nodes import is_image_node
+from .notes import SIMILARITY_KEY
 from .sources import ImageSource
 
 _TILE, _GAP, _TITLE, _LINE, _UNDER = 132, 14, 38, 19, 15
@@ -50,7 +51,8 @@ def show_results(
 
     Args:
         hits: As any LlamaIndex retriever returns them. Texts are drawn as text, and an image that
-            cannot be read says why.
+            cannot be read says why. Beside a score that is no cosine stands the cosine, if it is
+            known.
         query: What was asked with: a text becomes the title, an image a tile before the first hit.
             A string is a text; name a file by a ``Path``.
         title: A line above the hits, where it is not the query's text.
@@ -106,16 +108,19 @@ def draw_contact_sheet(
 
 def _hit_tile(rank: int, hit: NodeWithScore) -> Tile:
     node = hit.node
-    score = "" if hit.score is None else f"  {hit.score:.3f}"
+    label = str(rank) if hit.score is None else f"{rank}  {hit.score:.3f}"
+    cosine = node.metadata.get(SIMILARITY_KEY)
+    if cosine is not None and cosine != hit.score:
+        label += f"  cos {cosine:.3f}"
     name = node.metadata.get("file_name") or Path(getattr(node, "image_path", None) or "").name
     text = " ".join(node.get_content(MetadataMode.NONE).split())
     if not is_image_node(node):
-        return Tile(_text_picture(text), f"{rank}{score}", detail=name or node.node_id)
+        return Tile(_text_picture(text), label, detail=name)
     try:
         picture = load_image(node)
     except ImageLoadError as err:
         picture = _text_picture(err.reason)
-    return Tile(picture, f"{rank}{score}", detail=text or name)
+    return Tile(picture, label, detail=text or name)
 
 
 def _text_picture(text: str) -> Image.Image:

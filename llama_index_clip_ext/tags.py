@@ -15,6 +15,7 @@ from .dual_encoder import DualEncoderEmbedding
 from .encoder import Encoder
 from .errors import DimensionMismatchError
 from .nodes import is_image_node
+from .notes import exclude_from_models
 from .vectors import Rows, l2_normalize
 
 # Radford et al. 2021, section 3.1.4; and cn_clip's eval/cvinw_zeroshot_templates.py.
@@ -174,9 +175,7 @@ class ZeroShotTagger(TransformComponent):
         # Rounded, so that a picture embedded in another batch is not a changed node to the store.
         node.metadata[self.scores_key] = [round(float(probabilities[index]), 4) for index in best]
         # Labels are words about the image, for other models to read, too; numbers are not.
-        for excluded in (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys):
-            if self.scores_key not in excluded:
-                excluded.append(self.scores_key)
+        exclude_from_models(node, [self.scores_key])
 
 
 def _prompts(

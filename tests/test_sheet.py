@@ -70,3 +70,13 @@ def test_texts_missing_files_and_nothing_are_shown_too(tmp_path):
 def test_impossible_columns_say_so(hits):
     with pytest.raises(ValueError, match="columns is 0"):
         show_results(hits, columns=0)
+
+
+def test_a_cosine_stands_beside_a_score_that_is_none():
+    def sheet(score, **metadata):
+        return show_results(
+            [NodeWithScore(node=TextNode(text="x", metadata=metadata), score=score)]
+        )
+
+    assert sheet(0.016, similarity=0.449) != sheet(0.016)
+    assert sheet(0.449, similarity=0.449) == sheet(0.449)

@@ -1,0 +1,48 @@
+import pytest
+from llama_index.core.schema import TextNode
+
+from llama_index_clip_ext import (
+    NearDuplicatePostprocessor,
+    create_retriever,
+    create_vector_store,
+    ingest_images,
+)
+from llama_index_clip_ext.notes import note, without_notes
+from llama_index_clip_ext.rows import node_hash
+
+
+@pytest.fixture
+def words(clip, tmp_path):
+    store = create_vector_store(clip, uri=str(tmp_path / "words.db"), full_text="standard")
+    yield store
+    store.close()
+
+
+@pytest.mark.parametrize("options", [{"modality": "both"}, {"vector_store_query_mode": "hybrid"}])
+def test_hits_that_are_stored_again_are_the_same_nodes(clip, words, pictures, options):
+    (pictures / "red.txt").write_text("a red thing")
+    ingest_images(pictures, embed_model=clip, vector_store=words)
+    words.add(clip([TextNode(text="a red thing, in words", id_="text")]))
+    close = NearDuplicatePostprocessor(vector_store=words, threshold=-1)
+    retriever = create_retriever(clip, words, node_postprocessors=[close], **options)
+
+    (hit,) = retriever.retrieve("a red thing")
+    found = create_retriever(clip, words, **options).retrieve("a red thing")
+    before = words.get_hashes([one.node.node_id for one in found])
+
+    assert hit.node.metadata["near_duplicates"]
+    for one in (hit, *found):
+        assert "similarity" in one.node.metadata
+        assert node_hash(one.node) == before[one.node.node_id]
+        words.add(clip([one.node]))
+    assert words.get_hashes(list(before)) == before
+    stored = words.get_nodes([one.node.node_id for one in found])
+    assert not any("similarity" in node.metadata for node in stored)
+
+
+def test_metadata_of_the_same_name_that_models_read_is_the_users():
+    node = TextNode(text="x", metadata={"similarity": "alike"})
+    assert without_notes(node) is node
+    note(node, {"modality": "text"})
+    assert without_notes(node).metadata == {"similarity": "alike"}
+    assert node.metadata == {"similarity": "alike", "modality": "text"}

@@ -18,6 +18,9 @@ from .vectors import Rows
 # Fewer pairs would make a standard deviation of chance.
 _MIN_SAMPLE = 10
 
+# Of float32 cosines: what varies by less does not vary.
+_ROUNDING = 1e-6
+
 
 def calibrate_scores(
     embed_model: DualEncoderEmbedding,
@@ -48,7 +51,8 @@ def calibrate_scores(
     Raises:
         EmbeddingSpaceMismatchError: If the store holds vectors of another model.
         StoreError: If another program made the collection.
-        ValueError: If there are too few images and texts to measure anything.
+        ValueError: If there are too few images and texts, or too many copies of one, to measure
+            anything.
     """
     check_pair(embed_model, vector_store)
     images, stored = (
@@ -114,11 +118,20 @@ def _queries(
 
 
 def _statistics(rows: Rows, names: list[set[str]], nodes: list[BaseNode]) -> ScoreStatistics:
-    """Measure the cosines of all pairs but those of an image or text with itself or its own."""
+    """Measure the cosines of all pairs but those of an image or text with itself or its own.
+
+    Raises:
+        ValueError: If there are too few, or all of them are the same.
+    """
     cosines = rows @ _embeddings(nodes).T
     targets = [_names(node) for node in nodes]
     is_related = np.array([[bool(own & target) for target in targets] for own in names])
     unrelated: NDArray[np.float32] = cosines[~is_related]
+    if unrelated.size < _MIN_SAMPLE or unrelated.std() < _ROUNDING:
+        raise ValueError(
+            f"cannot calibrate: of {cosines.size} pairs {unrelated.size} are unrelated, and they "
+            "score alike; are these copies of one image, or of one text?"
+        )
     return ScoreStatistics(mean=float(unrelated.mean()), std=float(unrelated.std()))
 
 

@@ -220,7 +220,7 @@ def _check_options(
             f"retriever is a {type(retriever).__name__}, expected what create_retriever returns"
         )
     if retriever.modality != "image":
-        raise ValueError("the retriever finds texts, expected one with modality='image'")
+        raise ValueError(f"the retriever's modality is {retriever.modality!r}, expected 'image'")
     if not ks or min(ks) < 1:
         raise ValueError(f"ks is {ks!r}, expected numbers of hits, each at least 1")
     if on_missing not in ("raise", "skip"):

@@ -231,7 +231,7 @@ def test_what_is_no_pair(retriever, pair):
 def test_another_retriever_is_refused(store):
     with pytest.raises(TypeError, match="SimpleNamespace, expected what create_retriever"):
         evaluate_retrieval(SimpleNamespace(), PAIRS)
-    with pytest.raises(ValueError, match="modality='image'"):
+    with pytest.raises(ValueError, match="is 'text', expected 'image'"):
         evaluate_retrieval(create_retriever(ByHand(), store, modality="text"), PAIRS)
 
 

@@ -4,7 +4,7 @@ import logging
 import numpy as np
 import pytest
 from llama_index.core.postprocessor import SimilarityPostprocessor
-from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
+from llama_index.core.schema import ImageNode, MetadataMode, NodeWithScore, TextNode
 
 from llama_index_clip_ext import (
     CLIPEmbedding,
@@ -237,3 +237,13 @@ def test_what_cannot_be_calibrated_says_so(clip, other_clip_dir, filled):
         calibrate_scores(clip, filled)
     with pytest.raises(EmbeddingSpaceMismatchError):
         calibrate_scores(CLIPEmbedding(other_clip_dir), filled)
+
+
+def test_copies_of_one_image_cannot_be_calibrated(clip, store, pictures):
+    nodes = [
+        ImageNode(image_path=str(pictures / "red.png"), id_=str(number)) for number in range(12)
+    ]
+    store.add(clip(nodes))
+    with pytest.raises(ValueError, match="are these copies of one image"):
+        calibrate_scores(clip, store, texts=[f"query {number}" for number in range(12)])
+    assert not store.passport.calibration

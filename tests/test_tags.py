@@ -219,7 +219,8 @@ def test_impossible_options(clip, options, error, message):
         ZeroShotTagger(clip, options.pop("labels", LABELS), **options)
 
 
-def test_it_travels(clip, nodes):
+def test_it_travels(clip_dir, nodes):
+    clip = CLIPEmbedding(clip_dir)  # Not the one that all tests share and may have used before.
     tagger = ZeroShotTagger(clip, LABELS, templates=["{}"], top_k=2, key="topics")
     expected = [node.metadata["topics"] for node in tagger(clip(nodes))]
 

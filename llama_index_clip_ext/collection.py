@@ -40,6 +40,9 @@ _TYPES: Mapping[DataType, type] = {
     DataType.DOUBLE: float,
 }
 
+# Seconds. pymilvus's own default, which some of its versions lose on the way: they wait for ever.
+_CONNECT_TIMEOUT = 10
+
 _MAX_BATCH_BYTES = 16 * 2**20  # Well below the 64 MiB that a server's gRPC takes at once.
 _MAX_BATCH_ROWS = 1_000
 
@@ -93,12 +96,16 @@ def connect(
         client, lock = lite.connect(path)
         return client, path, lock
     try:
-        return MilvusClient(address, token=token, db_name=db_name), None, nullcontext()
+        client = MilvusClient(address, token=token, db_name=db_name, timeout=_CONNECT_TIMEOUT)
+        return client, None, nullcontext()
     except MilvusException as err:
+        credentials, _, host = urlparse(address).netloc.rpartition("@")
+        reason = err.message.replace(f"{credentials}@", "") if credentials else err.message
+        # Not "from err": some versions of pymilvus write the password into it.
         raise StoreError(
-            f"cannot reach Milvus at {urlparse(address).netloc.rpartition('@')[2]}: {err.message}; "
-            "is the server up, and are the address, token and db_name right?"
-        ) from err
+            f"cannot reach Milvus at {host}: {reason}; is the server up, and are the address, "
+            "token and db_name right?"
+        ) from None
 
 
 def disconnect(client: MilvusClient, path: str | None) -> None:

@@ -18,7 +18,9 @@ from .sources import ImageSource
 _TILE, _GAP, _TITLE, _LINE, _UNDER = 132, 14, 38, 19, 15
 _RIGHT, _OTHER, _INK, _FAINT = (34, 139, 34), (190, 190, 190), (30, 30, 30), (120, 120, 120)
 _PAPER, _MOUNT = (255, 255, 255), (235, 235, 235)
-# Noto Sans CJK SC, cut down to ASCII and the Chinese characters of the demo (fonts/NOTICE).
+# Pixels that a title may widen a narrow sheet to; what is longer is cut, as a query of a page is.
+_TITLE_WIDTH = 900
+# Noto Sans CJK SC: Latin, Greek, Cyrillic, kana, and the Chinese of GB 2312 (fonts/NOTICE).
 _FONT = Path(__file__).parent / "fonts" / "noto-sans-sc-subset.otf"
 
 
@@ -91,13 +93,15 @@ def draw_contact_sheet(
     title_font, label_font = (ImageFont.truetype(str(_FONT), size) for size in (19, 14))
     lines = 1 + max(len(_detail(tile, label_font)) for _, tiles in rows for tile in tiles)
     heights = [_TITLE * bool(title) + _TILE + _UNDER + lines * _LINE + _GAP for title, _ in rows]
-    longest = max((title_font.getlength(title) for title, _ in rows), default=0)
     top = _GAP + _TITLE * bool(legend)
+    most = max(width, _TITLE_WIDTH) - 2 * _GAP
+    titles = [_fit(" ".join(title.split()), title_font, most) for title, _ in rows]
+    longest = max(title_font.getlength(title) for title in titles)
     width = max(width, round(max(longest, label_font.getlength(legend))) + 2 * _GAP)
     sheet = Image.new("RGB", (width, top + sum(heights)), _PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((_GAP, _GAP), legend, _INK, label_font)
-    for (title, tiles), height in zip(rows, heights, strict=True):
+    for title, (_, tiles), height in zip(titles, rows, heights, strict=True):
         draw.text((_GAP, top), title, _INK, title_font)
         for column, tile in enumerate(tiles):
             corner = (_GAP + column * (_TILE + _GAP), top + _TITLE * bool(title))

@@ -67,6 +67,23 @@ def test_texts_missing_files_and_nothing_are_shown_too(tmp_path):
     assert len(colours(show_results([]))) > 2
 
 
+def test_a_title_of_a_page_does_not_widen_the_sheet_without_end(hits):
+    longest = show_results(hits[:1], query="a very long question\n" * 99)
+    assert longest == show_results(hits[:1], query="a very long question " * 198)
+    assert longest.width <= 900
+
+
+@pytest.mark.parametrize("text", ["海边日落", "éöñçß", "рыба", "ねこネコ", "αβγ", "“…—€½"])
+def test_every_letter_is_drawn(text):
+    drawn = {show_results([], query=letter).tobytes() for letter in text}
+    assert len(drawn | {show_results([], query=" ").tobytes()}) == len(text) + 1
+
+
+def test_a_letter_that_the_font_lacks_is_a_box_rather_than_nothing():
+    cat, dog, blank = (show_results([], query=letter) for letter in "🐱🐶 ")
+    assert cat == dog != blank
+
+
 def test_impossible_columns_say_so(hits):
     with pytest.raises(ValueError, match="columns is 0"):
         show_results(hits, columns=0)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .sheet import show_results
     from .store import CLIPMilvusVectorStore, create_vector_store
     from .tags import ZeroShotTagger
+    from .transforms import TextsOnly
 
 __version__ = "0.1.0"
 
@@ -76,6 +77,7 @@ __all__ = [
     "StoreError",
     "StoreLockedError",
     "TextTooLongError",
+    "TextsOnly",
     "UnknownModelError",
     "ZeroShotTagger",
     "acalibrate_scores",
@@ -117,6 +119,7 @@ _NAMES_OF = {
     "sheet": ("show_results",),
     "store": ("CLIPMilvusVectorStore", "create_vector_store"),
     "tags": ("ZeroShotTagger",),
+    "transforms": ("TextsOnly",),
 }
 _HOME_OF = {name: room for room, names in _NAMES_OF.items() for name in names}
 

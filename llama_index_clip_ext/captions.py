@@ -11,7 +11,7 @@ from typing import Any
 
 from llama_index.core.async_utils import run_jobs
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, ImageBlock, TextBlock
-from llama_index.core.bridge.pydantic import Field, SerializeAsAny
+from llama_index.core.bridge.pydantic import Field, PrivateAttr, SerializeAsAny
 from llama_index.core.llms import LLM
 from llama_index.core.schema import BaseNode, TransformComponent
 from llama_index.core.utils import get_tqdm_iterable
@@ -19,7 +19,7 @@ from llama_index.core.utils import get_tqdm_iterable
 from .errors import CaptionError, ImageLoadError
 from .images import OnError, load_image
 from .nodes import is_image_node, node_text, set_caption
-from .sources import describe_source
+from .sources import describe_source, image_digest
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +35,11 @@ _PROGRESS = "Captioning images"
 
 
 class ImageCaptioner(TransformComponent):
-    """Asks a multimodal LLM for a caption of each image that has none, and writes it into the node.
+    """Asks a multimodal LLM for a caption of each image that has none: the node's text from then.
 
-    The caption becomes the node's text: it is stored, searched by words, and what an LLM reads of
-    the image. Nodes are changed in place, so that after a failure the captions that were made are
-    kept and another call asks for the others only. Texts, and images that have a caption, pass
-    unchanged.
+    That is stored, searched by words, and what an LLM reads of the image. Texts, and images that
+    have a caption, pass as they are; of the others copies are returned, so that a docstore knows
+    the node again that came. Captions of a call that failed are kept for the next one.
 
     Args:
         llm: Any ``LLM`` of LlamaIndex's that takes images in its messages. (Its older class
@@ -61,6 +60,9 @@ class ImageCaptioner(TransformComponent):
     on_error: OnError = "raise"
     num_workers: int = Field(default=4, ge=1)
 
+    # By prompt and content, until a call succeeds: captions may cost money.
+    _kept: dict[tuple[str, str], str] = PrivateAttr(default_factory=dict)
+
     @classmethod
     def class_name(cls) -> str:
         """Return the name that LlamaIndex stores."""
@@ -74,7 +76,7 @@ class ImageCaptioner(TransformComponent):
             **kwargs: ``show_progress`` for a progress bar; others are not used.
 
         Returns:
-            The same nodes.
+            The nodes in order, in place of those without a caption copies with one.
 
         Raises:
             ImageLoadError: If an image cannot be read and ``on_error`` is ``"raise"``.
@@ -82,18 +84,19 @@ class ImageCaptioner(TransformComponent):
         """
         failures: list[Exception] = []
 
-        def caption(node: BaseNode) -> None:
+        def ask(node: BaseNode) -> None:
             if failures and self.on_error == "raise":
                 return
             try:
-                set_caption(node, _answer(self.llm.chat(self._question(node))))
+                caption = self._known(node) or _answer(self.llm.chat(self._question(node)))
+                self._write(node, caption)
             except Exception as err:
                 failures.append(_named(err, node))
 
-        wanting = self._wanting(nodes)
+        nodes, wanting = self._copies(nodes)
         pool = ThreadPoolExecutor(self.num_workers)
         try:
-            done = pool.map(caption, wanting)
+            done = pool.map(ask, wanting)
             bar = get_tqdm_iterable(
                 done, bool(kwargs.get("show_progress")), _PROGRESS, total=len(wanting)
             )
@@ -108,17 +111,21 @@ class ImageCaptioner(TransformComponent):
         """Do what calling it does, by the asynchronous calls of the LLM."""
         failures: list[Exception] = []
 
-        async def caption(node: BaseNode) -> None:
+        async def ask(node: BaseNode) -> None:
             if failures and self.on_error == "raise":
                 return
             try:
-                question = await asyncio.to_thread(self._question, node)
-                set_caption(node, _answer(await self.llm.achat(question)))
+                caption = await asyncio.to_thread(self._known, node)
+                if caption is None:
+                    question = await asyncio.to_thread(self._question, node)
+                    caption = _answer(await self.llm.achat(question))
+                self._write(node, caption)
             except Exception as err:
                 failures.append(_named(err, node))
 
+        nodes, wanting = self._copies(nodes)
         await run_jobs(
-            [caption(node) for node in self._wanting(nodes)],
+            [ask(node) for node in wanting],
             show_progress=bool(kwargs.get("show_progress")),
             workers=self.num_workers,
             desc=_PROGRESS,
@@ -126,12 +133,20 @@ class ImageCaptioner(TransformComponent):
         self._report(failures)
         return nodes
 
-    def _wanting(self, nodes: Sequence[BaseNode]) -> list[BaseNode]:
-        return [
-            node
-            for node in nodes
-            if is_image_node(node) and (self.overwrite or not node_text(node).strip())
-        ]
+    def _copies(self, nodes: Sequence[BaseNode]) -> tuple[list[BaseNode], list[BaseNode]]:
+        """Return all nodes, and those to ask for, which are copies."""
+        all_nodes = [node.model_copy() if self._is_wanting(node) else node for node in nodes]
+        return all_nodes, [node for node in all_nodes if self._is_wanting(node)]
+
+    def _is_wanting(self, node: BaseNode) -> bool:
+        return is_image_node(node) and (self.overwrite or not node_text(node).strip())
+
+    def _known(self, node: BaseNode) -> str | None:
+        return self._kept.get((self.prompt, image_digest(node)))
+
+    def _write(self, node: BaseNode, caption: str) -> None:
+        set_caption(node, caption)
+        self._kept[self.prompt, image_digest(node)] = caption
 
     def _question(self, node: BaseNode) -> list[ChatMessage]:
         image = ImageBlock(image=_encoded(node), image_mimetype=_MIMETYPE)
@@ -142,6 +157,7 @@ class ImageCaptioner(TransformComponent):
             raise failures[0]
         for failure in failures:
             logger.warning("no caption: %s", failure)
+        self._kept.clear()
 
 
 def _encoded(node: BaseNode) -> bytes:

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.data_structs.data_structs import IndexDict
-from llama_index.core.ingestion import arun_transformations, run_transformations
-from llama_index.core.schema import BaseNode, Document, IndexNode, TransformComponent
+from llama_index.core.extractors import BaseExtractor
+from llama_index.core.ingestion import run_transformations
+from llama_index.core.node_parser import NodeParser
+from llama_index.core.schema import (
+    BaseNode,
+    Document,
+    IndexNode,
+    MetadataMode,
+    TransformComponent,
+)
 from llama_index.core.utils import iter_batch
-from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQueryMode
+from llama_index.core.vector_stores.types import FilterOperator, MetadataFilter, MetadataFilters
 
 from .dual_encoder import DualEncoderEmbedding
 from .nodes import is_image_node
-from .retriever import CLIPRetriever, Wanted, create_retriever
+from .retriever import CLIPRetriever, RetrieverOptions, create_retriever
 from .store import CLIPMilvusVectorStore, check_pair
+from .transforms import TextsOnly
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 500  # Documents whose rows are looked up at once.
+# An engine that is given the other two has use for them itself.
+_OF_ENGINES = {"node_postprocessors", "callback_manager"}
+_RETRIEVER_OPTIONS = RetrieverOptions.__optional_keys__ - _OF_ENGINES
 
 
 class CLIPVectorStoreIndex(VectorStoreIndex):
@@ -26,14 +44,19 @@ class CLIPVectorStoreIndex(VectorStoreIndex):
     the Milvus store holds everything, and `CLIPRetriever` retrieves. Nodes that have embeddings
     keep them. ``Settings`` is neither read nor set.
 
+    A document takes the place of what was stored of it, whichever way it comes, and once it is
+    there: if it cannot be embedded, what was stored stays, and the docstore does not take it for
+    done.
+
     Args:
         nodes: Nodes of any kind, mixed. They are left as they are.
         embed_model: The model that the store was made for.
         storage_context: Holds the store; ``StorageContext.from_defaults(vector_store=...)``.
         objects: Index nodes whose objects are retrieved from in their turn.
         index_struct: Of an index that is loaded again.
-        transformations: What documents go through, such as a ``SentenceSplitter``. Images go round
-            them whole: a splitter would make texts of them, or several copies of one picture.
+        transformations: What documents go through, such as a ``SentenceSplitter``. Images pass node
+            parsers and extractors by: those would make texts of them, or several copies of one
+            picture. All else, such as an `ImageCaptioner`, is given images, too.
         insert_batch_size: Nodes per write.
         use_async: LlamaIndex's.
         show_progress: Show a progress bar.
@@ -69,10 +92,10 @@ class CLIPVectorStoreIndex(VectorStoreIndex):
             nodes=list(nodes) if nodes is not None else None,
             embed_model=embed_model,
             storage_context=storage_context,
-            objects=list(objects) if objects is not None else None,
+            objects=[node.model_copy() for node in objects] if objects is not None else None,
             index_struct=index_struct,
             # For no list, and for an empty one, LlamaIndex takes those of Settings.
-            transformations=[_AroundImages(transformations=list(transformations or []))],
+            transformations=_around_images(transformations or ()) or [TextsOnly()],
             insert_batch_size=insert_batch_size,
             use_async=use_async,
             show_progress=show_progress,
@@ -105,11 +128,7 @@ class CLIPVectorStoreIndex(VectorStoreIndex):
         transformations: Sequence[TransformComponent] | None = None,
         show_progress: bool = False,
     ) -> CLIPVectorStoreIndex:
-        """Make an index of documents; see the class for the arguments.
-
-        The docstore learns of them once they are stored, so that a run that failed is not taken
-        for done by ``refresh_ref_docs``.
-        """
+        """Make an index of documents; see the class for the arguments."""
         index = cls(
             [],
             embed_model=embed_model,
@@ -117,48 +136,110 @@ class CLIPVectorStoreIndex(VectorStoreIndex):
             transformations=transformations,
             show_progress=show_progress,
         )
-        nodes = run_transformations(documents, index._transformations, show_progress=show_progress)
-        index.insert_nodes(nodes, show_progress=show_progress)
-        for document in documents:
-            index.docstore.set_document_hash(document.id_, document.hash)
+        index._store_documents(documents)
         return index
 
-    def as_retriever(
-        self,
-        *,
-        similarity_top_k: int = 5,
-        filters: MetadataFilters | None = None,
-        modality: Wanted = "image",
-        vector_store_query_mode: VectorStoreQueryMode | str = VectorStoreQueryMode.DEFAULT,
-        alpha: float | None = None,
-        similarity_cutoff: float | None = None,
-        relative_cutoff: float | None = None,
-        calibrated: bool = False,
-        **kwargs: Any,
-    ) -> CLIPRetriever:
+    def as_retriever(self, **kwargs: Any) -> CLIPRetriever:
         """Make a retriever; see `CLIPRetriever` for the arguments.
 
         Others are not used: LlamaIndex passes those of its query and chat engines along, among them
         the ``node_postprocessors`` that the engine applies.
         """
-        retriever = create_retriever(
-            self._embed_model,
-            self._vector_store,
-            similarity_top_k=similarity_top_k,
-            filters=filters,
-            modality=modality,
-            vector_store_query_mode=vector_store_query_mode,
-            alpha=alpha,
-            similarity_cutoff=similarity_cutoff,
-            relative_cutoff=relative_cutoff,
-            calibrated=calibrated,
-        )
-        retriever.object_map.update(self._object_map)
+        options = {key: value for key, value in kwargs.items() if key in _RETRIEVER_OPTIONS}
+        retriever = create_retriever(self._embed_model, self._vector_store, **options)
+        retriever.object_map = self._object_map
         return retriever
 
     def build_index_from_nodes(self, nodes: Sequence[BaseNode], **insert_kwargs: Any) -> IndexDict:
         """Embed and store nodes, those without a text, too."""
         return self._build_index_from_nodes(nodes, **insert_kwargs)
+
+    # LlamaIndex deletes first what an update may then fail to replace, takes for done what was left
+    # out, and embeds one document at a time. It has also no rows to delete by of a document whose
+    # chunks got new ids in a run that it does not remember.
+
+    def insert(self, document: Document, **insert_kwargs: Any) -> None:
+        """Embed and store a document, in place of what is stored of it."""
+        with self._callback_manager.as_trace("insert"):
+            self._store_documents([document])
+
+    async def ainsert(self, document: Document, **insert_kwargs: Any) -> None:
+        """Do what `insert` does, off the event loop."""
+        await asyncio.to_thread(self.insert, document)
+
+    def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
+        """Embed and store a document, in place of what is stored of it."""
+        with self._callback_manager.as_trace("update_ref_doc"):
+            self._store_documents([document])
+
+    async def aupdate_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
+        """Do what `update_ref_doc` does, off the event loop."""
+        await asyncio.to_thread(self.update_ref_doc, document)
+
+    def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
+        """Embed and store documents that are new, or have changed since the docstore saw them.
+
+        Returns:
+            For each document whether it was stored now.
+        """
+        with self._callback_manager.as_trace("refresh_ref_docs"):
+            known = [self.docstore.get_document_hash(document.id_) for document in documents]
+            changed = [
+                document
+                for document, hash_ in zip(documents, known, strict=True)
+                if document.hash != hash_
+            ]
+            stored = self._store_documents(changed)
+        return [document.id_ in stored for document in documents]
+
+    async def arefresh_ref_docs(
+        self, documents: Sequence[Document], **update_kwargs: Any
+    ) -> list[bool]:
+        """Do what `refresh_ref_docs` does, off the event loop."""
+        return await asyncio.to_thread(self.refresh_ref_docs, documents)
+
+    def delete_nodes(
+        self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any
+    ) -> None:
+        """Delete nodes, and documents of these ids from the docstore, too, if asked."""
+        super().delete_nodes(node_ids, **delete_kwargs)
+        for node_id in node_ids if delete_from_docstore else ():
+            self._delete_from_docstore(node_id)
+
+    async def adelete_nodes(
+        self, node_ids: list[str], delete_from_docstore: bool = False, **delete_kwargs: Any
+    ) -> None:
+        """Do what `delete_nodes` does, off the event loop."""
+        await super().adelete_nodes(node_ids, **delete_kwargs)
+        for node_id in node_ids if delete_from_docstore else ():
+            await self._adelete_from_docstore(node_id)
+
+    def _store_documents(self, documents: Sequence[Document]) -> set[str]:
+        """Store documents, each in place of what was stored of it; return the ids of those stored.
+
+        One that has an image which the model left out is not among them, and keeps its rows.
+        """
+        latest = {document.id_: document for document in documents}
+        # Before the transformations, which may change a document.
+        hashes = {id_: document.hash for id_, document in latest.items()}
+        nodes = _with_content(
+            run_transformations(
+                list(latest.values()), self._transformations, show_progress=self._show_progress
+            )
+        )
+        written: set[str] = set()
+        for batch in iter_batch(nodes, self._insert_batch_size):
+            embedded = self._get_node_with_embedding(batch, self._show_progress)
+            written.update(self._vector_store.add(embedded))
+        lost = {_document_of(node) for node in nodes if node.node_id not in written}
+        done = [id_ for id_ in latest if id_ not in lost]
+        for batch in iter_batch(done, _BATCH):
+            of_these = MetadataFilter(key="doc_id", value=batch, operator=FilterOperator.IN)
+            rows = self._vector_store.get_ids(MetadataFilters(filters=[of_these]))
+            self._vector_store.delete_nodes([row for row in rows if row not in written])
+        for id_ in done:
+            self.docstore.set_document_hash(id_, hashes[id_])
+        return set(done)
 
     # LlamaIndex also keeps image nodes, with their pixels, in the docstore, and would then search
     # among those only. The store has all that is needed.
@@ -187,19 +268,27 @@ class CLIPVectorStoreIndex(VectorStoreIndex):
     def _get_node_with_embedding(
         self, nodes: Sequence[BaseNode], show_progress: bool = False
     ) -> list[BaseNode]:
-        copies = [node.model_copy() for node in nodes]
-        new = [node for node in copies if node.embedding is None]
-        self._embed_model(new, show_progress=show_progress)
+        copies = self._copies(nodes)
+        self._embed_model(_new(copies), show_progress=show_progress)
         # What the model skipped, because its image does not load, still has none.
         return [node for node in copies if node.embedding is not None]
 
     async def _aget_node_with_embedding(
         self, nodes: Sequence[BaseNode], show_progress: bool = False
     ) -> list[BaseNode]:
-        copies = [node.model_copy() for node in nodes]
-        new = [node for node in copies if node.embedding is None]
-        await self._embed_model.acall(new, show_progress=show_progress)
+        copies = self._copies(nodes)
+        await self._embed_model.acall(_new(copies), show_progress=show_progress)
         return [node for node in copies if node.embedding is not None]
+
+    def _copies(self, nodes: Sequence[BaseNode]) -> list[BaseNode]:
+        """Copy nodes, so that the caller's stay as they are; objects of index nodes stay here."""
+        copies = [node.model_copy() for node in _with_content(nodes)]
+        super()._validate_serializable(copies)
+        return copies
+
+    def _validate_serializable(self, nodes: Sequence[BaseNode]) -> None:
+        # It takes the objects from index nodes: from copies, above, rather than from the caller's.
+        pass
 
     def _delete_from_docstore(self, ref_doc_id: str) -> None:
         # Its hash is all that is there; left, it would keep the document from being added again.
@@ -209,17 +298,34 @@ class CLIPVectorStoreIndex(VectorStoreIndex):
         await self._docstore.adelete_document(ref_doc_id, raise_error=False)
 
 
-class _AroundImages(TransformComponent):
-    """Runs transformations on the texts among nodes; images stay whole, first, in order."""
+def _around_images(
+    transformations: Sequence[TransformComponent],
+) -> list[TransformComponent]:
+    """Lead what is for texts alone round images."""
+    return [
+        TextsOnly(one) if isinstance(one, (NodeParser, BaseExtractor)) else one
+        for one in transformations
+    ]
 
-    transformations: list[TransformComponent]
 
-    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
-        images = [node for node in nodes if is_image_node(node)]
-        texts = [node for node in nodes if not is_image_node(node)]
-        return [*images, *run_transformations(texts, self.transformations, **kwargs)]
+def _with_content(nodes: Sequence[BaseNode]) -> list[BaseNode]:
+    """Leave out what there is nothing to embed of, as LlamaIndex does, and say so."""
+    kept = [
+        node
+        for node in nodes
+        if node.embedding is not None
+        or is_image_node(node)
+        or node.get_content(MetadataMode.EMBED).strip()
+    ]
+    if len(kept) < len(nodes):
+        logger.warning("left out %d nodes without a text or an image", len(nodes) - len(kept))
+    return kept
 
-    async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
-        images = [node for node in nodes if is_image_node(node)]
-        texts = [node for node in nodes if not is_image_node(node)]
-        return [*images, *await arun_transformations(texts, self.transformations, **kwargs)]
+
+def _document_of(node: BaseNode) -> str:
+    # What has no source is its own document, as in the store.
+    return node.ref_doc_id or node.node_id
+
+
+def _new(nodes: Sequence[BaseNode]) -> list[BaseNode]:
+    return [node for node in nodes if node.embedding is None]

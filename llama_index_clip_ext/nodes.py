@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import logging
 import os
 import unicodedata
@@ -35,6 +36,10 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 
+# What changes when a file is touched, though the picture does not.
+VOLATILE_METADATA = frozenset(("last_modified_date", "last_accessed_date"))
+
+
 class HashedImageNode(ImageNode):
     """An image node whose hash follows the file's content, where LlamaIndex's follows its path.
 
@@ -43,11 +48,12 @@ class HashedImageNode(ImageNode):
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the image's content, and of the caption where there is one."""
-        content = str(self.metadata["content_hash"])
-        if not self.text:
-            return content
-        return hashlib.sha256(f"{content}\n{self.text}".encode()).hexdigest()
+        """SHA-256 of the image's content, caption and metadata, but for the file's times."""
+        if "content_hash" not in self.metadata:
+            return super().hash
+        facts = {key: own for key, own in self.metadata.items() if key not in VOLATILE_METADATA}
+        content = json.dumps([self.text, facts], sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 def load_image_nodes(

@@ -54,9 +54,12 @@ class RetrieverOptions(TypedDict, total=False):
 
     similarity_top_k: int
     filters: MetadataFilters | None
+    node_ids: Sequence[str] | None
+    doc_ids: Sequence[str] | None
     modality: Wanted
     vector_store_query_mode: VectorStoreQueryMode | str
     alpha: float | None
+    mmr_threshold: float | None
     similarity_cutoff: float | None
     relative_cutoff: float | None
     calibrated: bool
@@ -98,6 +101,8 @@ class CLIPRetriever(MultiModalRetriever):
         vector_store: The store, as `create_vector_store` returns it.
         similarity_top_k: Hits per query, at most.
         filters: Conditions on the metadata of hits.
+        node_ids: Find these nodes only; of an empty list, nothing.
+        doc_ids: Find nodes of these documents only, likewise.
         modality: What to find: ``"image"``, ``"text"``, or ``"both"``. CLIP scores text to text far
             above text to image, so both are searched apart and fused by rank: the score is that of
             the fusion, and each node's metadata holds its ``similarity`` (the raw cosine) and its
@@ -108,6 +113,8 @@ class CLIPRetriever(MultiModalRetriever):
         alpha: How ``"hybrid"`` fuses: ``None`` by rank; a number by the scores, scaled alike, with
             this weight of the vectors, from 0 (words only) to 1. By scores, a caption that alone
             has a rare word comes first; by rank, what both lists have.
+        mmr_threshold: What ``"mmr"`` weighs by, from 0 (diverse) to 1 (similar to the query);
+            ``None`` is LlamaIndex's.
         similarity_cutoff: Leave out hits that score less. A good text-to-image hit scores 0.2 to
             0.4 with CLIP, an image-to-image one far more: no one number suits both, unless scores
             are calibrated.
@@ -136,9 +143,12 @@ class CLIPRetriever(MultiModalRetriever):
         *,
         similarity_top_k: int = 5,
         filters: MetadataFilters | None = None,
+        node_ids: Sequence[str] | None = None,
+        doc_ids: Sequence[str] | None = None,
         modality: Wanted = "image",
         vector_store_query_mode: VectorStoreQueryMode | str = VectorStoreQueryMode.DEFAULT,
         alpha: float | None = None,
+        mmr_threshold: float | None = None,
         similarity_cutoff: float | None = None,
         relative_cutoff: float | None = None,
         calibrated: bool = False,
@@ -163,9 +173,12 @@ class CLIPRetriever(MultiModalRetriever):
         self.vector_store = vector_store
         self.similarity_top_k = similarity_top_k
         self.filters = filters
+        self.node_ids = None if node_ids is None else list(node_ids)
+        self.doc_ids = None if doc_ids is None else list(doc_ids)
         self.modality: Wanted = modality
         self.vector_store_query_mode = mode
         self.alpha = alpha
+        self.mmr_threshold = mmr_threshold
         self.similarity_cutoff = similarity_cutoff
         self.relative_cutoff = relative_cutoff
         self.calibrated = calibrated
@@ -346,6 +359,8 @@ class CLIPRetriever(MultiModalRetriever):
         is_fused: bool,
     ) -> list[NodeWithScore]:
         """Search one modality: hits with their scores, best first, none below the cutoffs."""
+        if [] in (self.node_ids, self.doc_ids):
+            return []  # To the store, as to LlamaIndex's, an empty list is no condition.
         mode = self.vector_store_query_mode
         if mode == VectorStoreQueryMode.HYBRID and not bundle.query_str:
             mode = VectorStoreQueryMode.DEFAULT  # A picture has no words to search for.
@@ -354,8 +369,11 @@ class CLIPRetriever(MultiModalRetriever):
             query_str=bundle.query_str,
             similarity_top_k=self.similarity_top_k + len(self._excluded_ids),
             filters=self.filters,
+            node_ids=self.node_ids,
+            doc_ids=self.doc_ids,
             mode=mode,
             alpha=self.alpha,
+            mmr_threshold=self.mmr_threshold,
         )
         result = self.vector_store.query(query, modality=modality)
         pairs = zip(result.nodes or [], result.similarities or [], strict=True)

@@ -22,7 +22,7 @@ from pydantic_core import to_jsonable_python
 from pymilvus import CollectionSchema, DataType
 
 from .errors import EmbeddingError, RowTooLargeError
-from .nodes import is_image_node, node_text
+from .nodes import VOLATILE_METADATA, is_image_node, node_text
 from .notes import without_notes
 from .sources import image_digest
 from .vectors import check_vector
@@ -55,9 +55,6 @@ _NODE_CLASSES: dict[str, type[BaseNode]] = {
     node_class.class_name(): node_class
     for node_class in (Document, ImageDocument, ImageNode, IndexNode, Node, TextNode)
 }
-
-# What changes when a file is touched, though the picture does not.
-_VOLATILE_METADATA = frozenset(("last_modified_date", "last_accessed_date"))
 
 
 class Field(NamedTuple):
@@ -97,7 +94,7 @@ def modality_of(node: BaseNode) -> Modality:
 def node_hash(node: BaseNode) -> str:
     """Return the SHA-256 of all that a row is made of: image content, caption and metadata."""
     node = without_notes(node)
-    metadata = {key: value for key, value in node.metadata.items() if key not in _VOLATILE_METADATA}
+    metadata = {key: value for key, value in node.metadata.items() if key not in VOLATILE_METADATA}
     content = [node_text(node), metadata, node.ref_doc_id, _image_address(node)]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -317,6 +317,24 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             return list(nodes.values())
         return [nodes[node_id] for node_id in dict.fromkeys(node_ids) if node_id in nodes]
 
+    def get_ids(
+        self, filters: MetadataFilters | None = None, modality: Modality | None = None
+    ) -> list[str]:
+        """Return the ids of the nodes that the filters match, of one modality or of both.
+
+        Raises:
+            FilterError: If a filter cannot be expressed.
+        """
+        # Not by pymilvus's query_iterator, which puts ids into its expressions unescaped.
+        with self._lock, _naming(filters):
+            rows = self.client.query(
+                self.collection_name,
+                filter=self._expression(filters, None, None) or 'id != ""',
+                output_fields=["id"],
+                partition_names=self._partition_names(modality),
+            )
+        return [str(row["id"]) for row in rows]
+
     def get_hashes(self, node_ids: Sequence[str]) -> dict[str, str]:
         """Return the hash of each of these nodes that is stored, by id; see `rows.node_hash`."""
         rows = self._select(node_ids, None, ["node_hash"])
@@ -330,7 +348,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             size: Nodes, at most.
             seed: The same seed samples the same nodes of the same collection.
         """
-        ids = self._ids(None, modality)
+        ids = self.get_ids(modality=modality)
         chosen = random.Random(seed).sample(sorted(ids), min(size, len(ids)))  # noqa: S311
         return self.get_nodes(chosen) if chosen else []
 
@@ -407,7 +425,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             TypeError: If the queries are texts and there is no ``embed_model``.
             ValueError: If there is nothing to ask with or to find, or ``k`` is impossible.
         """
-        ids = self._ids(filters, modality)
+        ids = self.get_ids(filters, modality)
         if not ids:
             raise ValueError(f"{self!r} holds no {modality} to find; index some, or change filters")
         if queries is None:
@@ -577,17 +595,6 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             queries = embed_model.get_text_embedding_batch(list(queries))
         rows = [query_vector(row, self._dim, self.collection_name) for row in queries]
         return np.array(rows, dtype=np.float32)
-
-    def _ids(self, filters: MetadataFilters | None, modality: Modality) -> list[str]:
-        # Not by pymilvus's query_iterator, which puts ids into its expressions unescaped.
-        with self._lock:
-            rows = self.client.query(
-                self.collection_name,
-                filter=self._expression(filters, None, None) or 'id != ""',
-                output_fields=["id"],
-                partition_names=self._partition_names(modality),
-            )
-        return [str(row["id"]) for row in rows]
 
     def _vectors(self, ids: list[str]) -> tuple[list[str], Rows]:
         """Return the ids that are stored, and their vectors. Shape ``(n, dim)``, unit length."""

@@ -26,11 +26,12 @@ _CHINESE_TEMPLATES = ("{}的照片",)
 class ZeroShotTagger(TransformComponent):
     """Writes the labels that suit an image best into its metadata, where filters find them.
 
-    The list of labels is under ``key``, best first, and their probabilities are beside it: under
-    ``tag_scores`` for the key ``tags``, under ``colour_scores`` for ``colours``. Other nodes pass
-    as they are. It is a transform of LlamaIndex: call it with nodes, or put it into an
-    ``IngestionPipeline`` after the embedding model, whose vectors it uses. `ingest_images` makes
-    its own: there, a model with an ``embeddings_cache`` embeds a picture once rather than twice.
+    The list of labels is under ``key``, best first, and their probabilities are beside it, under
+    ``tags_scores`` for the key ``tags``. Other nodes pass as they are; of images copies are
+    returned, so that a docstore knows the node again that came. It is a transform of LlamaIndex:
+    call it with nodes, or put it into an ``IngestionPipeline`` after the embedding model, whose
+    vectors it uses. `ingest_images` makes its own: there, a model with an ``embeddings_cache``
+    embeds a picture once rather than twice.
 
     Probabilities are the softmax over the labels, so that one label always wins; of a model with a
     logit bias (SigLIP), each label's own sigmoid.
@@ -105,26 +106,33 @@ class ZeroShotTagger(TransformComponent):
     @property
     def scores_key(self) -> str:
         """Metadata key of the probabilities."""
-        return f"{self.key.removesuffix('s')}_scores"
+        return f"{self.key}_scores"
 
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
-        """Tag the images among the nodes, in place.
+        """Tag the images among the nodes.
 
-        A node that has an embedding is tagged by it; the others are embedded, and keep theirs.
+        A node that has an embedding is tagged by it; the others are embedded, and their copies keep
+        the embedding.
 
         Args:
             nodes: Nodes of any kind, mixed.
             **kwargs: LlamaIndex's, such as ``show_progress``.
 
         Returns:
-            All nodes, in order. One whose image does not load is not tagged, if the model's
-            ``on_error`` is ``"skip"``; what reads it next reports it.
+            All nodes, in order, in place of images copies with tags. One whose image does not load
+            is not tagged, if the model's ``on_error`` is ``"skip"``; what reads it next reports it.
 
         Raises:
             ImageLoadError: If an image does not load and the model's ``on_error`` is ``"raise"``.
             DimensionMismatchError: If a node's embedding is of another model.
             ValueError: If there is one label only, and the model compares labels by softmax.
         """
+        nodes = [
+            node.model_copy(update={"metadata": dict(node.metadata)})
+            if is_image_node(node)
+            else node
+            for node in nodes
+        ]
         images = [node for node in nodes if is_image_node(node)]
         self.embed_model([node for node in images if node.embedding is None], **kwargs)
         embedded = [node for node in images if node.embedding is not None]

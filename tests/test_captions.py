@@ -15,7 +15,7 @@ from llama_index.core.base.llms.types import (
     TextBlock,
 )
 from llama_index.core.bridge.pydantic import PrivateAttr
-from llama_index.core.ingestion import IngestionPipeline
+from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.llms import CustomLLM
 from llama_index.core.schema import (
     ImageDocument,
@@ -25,6 +25,8 @@ from llama_index.core.schema import (
     Node,
     TextNode,
 )
+from llama_index.core.storage.docstore import SimpleDocumentStore
+from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
 from PIL import Image
 
@@ -33,6 +35,7 @@ from llama_index_clip_ext import (
     ImageCaptioner,
     ImageLoadError,
     ImageNotFoundError,
+    ZeroShotTagger,
     create_vector_store,
     ingest_images,
     load_image_nodes,
@@ -137,16 +140,19 @@ def test_captions_and_texts_are_left_alone(llm, run, pictures):
     text = TextNode(text="")
     nodes = [*load_image_nodes(pictures), text]
 
-    run(ImageCaptioner(llm=llm), nodes)
+    before = [node.model_copy(deep=True) for node in nodes]
 
-    assert captions(nodes[:-1])["red"] == "a sidecar"
+    captioned = run(ImageCaptioner(llm=llm), nodes)
+
+    assert captions(captioned[:-1])["red"] == "a sidecar"
     assert "red" not in llm.seen
-    assert text.text == ""
+    assert captioned[-1] is text
     assert len(llm.seen) == 4
 
-    run(ImageCaptioner(llm=llm, overwrite=True), nodes)
-    assert captions(nodes[:-1])["red"] == "a red picture"
+    captioned = run(ImageCaptioner(llm=llm, overwrite=True), captioned)
+    assert captions(captioned[:-1])["red"] == "a red picture"
     assert len(llm.seen) == 9
+    assert nodes == before
 
 
 def test_no_nodes_are_no_request(llm, run):
@@ -162,19 +168,23 @@ def test_a_failure_names_the_image_and_loses_no_caption(llm, run, pictures):
     with pytest.raises(CaptionError, match=r"green\.png \(ConnectionError: the service is down\)"):
         run(captioner, nodes)
 
-    assert captions(nodes) == {
-        "black": "a black picture",
-        "blue": "a blue picture",
-        "green": "",
-        "red": "",
-        "white": "",
-    }
     assert llm.seen == ["black", "blue", "green"]  # No more were asked for.
 
     llm._fails_for = set()
-    run(captioner, nodes)
+    captioned = run(captioner, nodes)
     assert llm.seen[3:] == ["green", "red", "white"]
-    assert captions(nodes)["green"] == "a green picture"
+    assert captions(captioned) == {name: f"a {name} picture" for name in (*COLOURS, "white")}
+
+    # Another call is another question; so is another prompt after a failure.
+    run(captioner, nodes)
+    assert len(llm.seen) == 11
+    llm._fails_for = {"white"}
+    with pytest.raises(CaptionError):
+        run(captioner, nodes)
+    captioner.prompt = "What colour?"
+    with pytest.raises(CaptionError):
+        run(captioner, nodes)
+    assert llm._prompts[-5:] == ["What colour?"] * 5
 
 
 def test_the_error_carries_the_image_and_the_cause(llm, pictures):
@@ -192,9 +202,8 @@ def test_failures_can_be_skipped(llm, run, pictures, caplog):
     (pictures / "blue.png").write_bytes(b"no picture")
     llm._fails_for = {"green"}
 
-    run(ImageCaptioner(llm=llm, on_error="skip"), nodes)
+    found = captions(run(ImageCaptioner(llm=llm, on_error="skip"), nodes))
 
-    found = captions(nodes)
     assert (found["blue"], found["green"]) == ("", "")
     assert found["red"] == "a red picture"
     warnings = [record.message for record in caplog.records if record.name.endswith("captions")]
@@ -244,7 +253,7 @@ def test_any_node_that_holds_an_image(llm, run, pictures):
         ImageDocument(image_path=str(pictures / "blue.png")),
     ]
 
-    run(ImageCaptioner(llm=llm), nodes)
+    nodes = run(ImageCaptioner(llm=llm), nodes)
 
     assert nodes[0].text_resource.text == "a red picture"
     assert nodes[0].image_resource.path == pictures / "red.png"
@@ -253,13 +262,13 @@ def test_any_node_that_holds_an_image(llm, run, pictures):
 
 async def test_requests_run_at_once_but_not_too_many():
     llm = LookingLLM()
-    pixel = Image.new("RGB", (8, 8), "red")
-    buffer = io.BytesIO()
-    pixel.save(buffer, "PNG")
-    encoded = base64.b64encode(buffer.getvalue()).decode()
-    nodes = [ImageNode(image=encoded) for _ in range(12)]
+    nodes = []
+    for width in range(12):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8 + width, 8), "red").save(buffer, "PNG")
+        nodes.append(ImageNode(image=base64.b64encode(buffer.getvalue()).decode()))
 
-    await ImageCaptioner(llm=llm, num_workers=3).acall(nodes)
+    nodes = await ImageCaptioner(llm=llm, num_workers=3).acall(nodes)
 
     assert llm._most == 3
     assert [node.text for node in nodes] == ["a red picture"] * 12
@@ -293,15 +302,14 @@ def test_nothing_global_is_touched(pictures):
 
 
 def test_a_caption_is_what_models_read_of_the_image(llm, pictures):
-    (node,) = load_image_nodes(pictures / "red.png")
-    assert node.get_content(MetadataMode.EMBED) == "file_name: red.png"
-    before = node.hash
+    (plain,) = load_image_nodes(pictures / "red.png")
+    assert plain.get_content(MetadataMode.EMBED) == "file_name: red.png"
 
-    ImageCaptioner(llm=llm)([node])
+    (node,) = ImageCaptioner(llm=llm)([plain])
 
     assert node.get_content(MetadataMode.EMBED) == "a red picture"
     assert node.get_content(MetadataMode.LLM) == "file_name: red.png\n\na red picture"
-    assert node.hash != before
+    assert node.hash != plain.hash
     (pictures / "red.txt").write_text("a red picture")
     (sidecar,) = load_image_nodes(pictures / "red.png")
     assert sidecar == node
@@ -340,3 +348,25 @@ def test_in_a_pipeline_of_llamaindexs(llm, clip, pictures, tmp_path):
             query_str="blue", mode=VectorStoreQueryMode.TEXT_SEARCH, similarity_top_k=3
         )
         assert [node.metadata["file_name"] for node in store.query(query).nodes] == ["blue.png"]
+
+
+@pytest.mark.parametrize("strategy", DocstoreStrategy)
+@pytest.mark.parametrize("transform", ["captions", "tags"])
+def test_a_pipeline_with_a_docstore_does_nothing_twice(llm, clip, pictures, strategy, transform):
+    made = {
+        "captions": lambda: ImageCaptioner(llm=llm),
+        "tags": lambda: ZeroShotTagger(clip, ["red", "blue"]),
+    }[transform]()
+    pipeline = IngestionPipeline(
+        transformations=[made],
+        docstore=SimpleDocumentStore(),
+        docstore_strategy=strategy,
+        vector_store=SimpleVectorStore(),
+        disable_cache=True,
+    )
+    documents = [ImageDocument(image_path=str(path), id_=path.name) for path in pictures.iterdir()]
+    for read in (lambda: load_image_nodes(pictures), lambda: [d.model_copy() for d in documents]):
+        pipeline.transformations = [made, clip]
+        assert len(pipeline.run(nodes=read())) == 5
+        assert not pipeline.run(nodes=read())
+    assert len(llm.seen) == (10 if transform == "captions" else 0)

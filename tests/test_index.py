@@ -1,20 +1,34 @@
+import asyncio
 import base64
+import inspect
 import json
 
 import numpy as np
 import pytest
 from llama_index.core import Settings, StorageContext
+from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
-from llama_index.core.schema import Document, ImageDocument, ImageNode, IndexNode, TextNode
+from llama_index.core.schema import (
+    Document,
+    ImageDocument,
+    ImageNode,
+    IndexNode,
+    MediaResource,
+    Node,
+    TextNode,
+)
 from llama_index.core.vector_stores import SimpleVectorStore
+from witness import Witness
 
 from llama_index_clip_ext import (
     CLIPEmbedding,
     CLIPVectorStoreIndex,
     EmbeddingSpaceMismatchError,
+    ImageCaptioner,
     ImageLoadError,
+    ZeroShotTagger,
     create_retriever,
     load_image_nodes,
 )
@@ -121,6 +135,114 @@ def test_a_changed_file_is_noticed_by_its_content(index, store, pictures):
     assert store.count() == 1
 
 
+def test_a_document_that_was_left_out_is_tried_again(clip_dir, context, store, pictures):
+    lenient = CLIPEmbedding(clip_dir, on_error="skip")
+    good, late = (
+        ImageNode(image_path=str(pictures / f"{name}.png"), id_=name) for name in ("red", "late")
+    )
+    index = CLIPVectorStoreIndex.from_documents([good, late], context, embed_model=lenient)
+    assert index.refresh_ref_docs([good, late]) == [False, False]
+    (pictures / "late.png").write_bytes((pictures / "blue.png").read_bytes())
+    assert index.refresh_ref_docs([good, late]) == [False, True]
+    assert index.refresh_ref_docs([good, late]) == [False, False]
+    assert store.count() == 2
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+async def test_what_was_stored_stays_where_an_update_fails(
+    on_error, clip_dir, context, store, pictures
+):
+    model = CLIPEmbedding(clip_dir, on_error=on_error)
+    index = CLIPVectorStoreIndex([], storage_context=context, embed_model=model)
+    (before,) = load_image_nodes(pictures / "red.png")
+    index.insert(before)
+    (pictures / "red.png").write_bytes(b"not a picture")
+    (after,) = load_image_nodes(pictures / "red.png")
+    for update in (index.refresh_ref_docs, index.arefresh_ref_docs):
+        if on_error == "raise":
+            with pytest.raises(ImageLoadError):
+                await _called(update, [after])
+        else:
+            assert await _called(update, [after]) == [False]
+    assert store.get_nodes([before.node_id])[0].metadata == before.metadata
+
+
+async def _called(function, *args):
+    answer = function(*args)
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+async def test_a_document_takes_its_own_place_in_an_index_that_is_opened_again(clip, store):
+    text = " ".join(f"This is sentence number {number}." for number in range(60))
+    document, other = Document(text=text, id_="text"), Document(text=text, id_="other")
+    splitter = SentenceSplitter(chunk_size=60, chunk_overlap=0)
+    options = {"embed_model": clip, "transformations": [splitter]}
+    context = StorageContext.from_defaults(vector_store=store)
+    CLIPVectorStoreIndex.from_documents([document, other], context, **options)
+    size = store.count()
+    assert size > 10
+    index = CLIPVectorStoreIndex.from_vector_store(store, **options)
+    assert index.refresh_ref_docs([document]) == [True]
+    await index.ainsert(document)
+    await index.aupdate_ref_doc(document)
+    assert store.count() == size
+    index.update_ref_doc(Document(text="short", id_="text"))
+    assert store.count() == size // 2 + 1
+    context = StorageContext.from_defaults(vector_store=store)
+    CLIPVectorStoreIndex.from_documents([document], context, **options)
+    assert store.count() == size
+
+
+def test_what_is_made_for_images_is_given_them_by_from_documents(clip, context, store, pictures):
+    captioner = ImageCaptioner(llm=Witness([ChatMessage(content="soup")] * 5).llm, num_workers=1)
+    index = CLIPVectorStoreIndex.from_documents(
+        [*load_image_nodes(pictures), Document(text="soup")],
+        context,
+        embed_model=clip,
+        transformations=[captioner, ZeroShotTagger(clip, ["a", "b"]), SentenceSplitter()],
+    )
+    images = store.get_nodes(store.get_ids(modality="image"))
+    assert [node.text for node in images] == ["soup"] * 5
+    assert all(node.metadata["tags"] for node in images)
+    assert store.count("text") == 1
+    assert index.refresh_ref_docs(load_image_nodes(pictures)) == [False] * 5
+
+
+def test_nodes_that_are_deleted_from_the_docstore_can_be_added_again(index, store, pictures):
+    nodes = load_image_nodes(pictures)
+    index.refresh_ref_docs(nodes)
+    index.delete_nodes([nodes[0].node_id], delete_from_docstore=True)
+    asyncio.run(index.adelete_nodes([nodes[1].node_id], delete_from_docstore=True))
+    index.delete_nodes([nodes[2].node_id])
+    assert store.count() == 2
+    assert index.refresh_ref_docs(nodes) == [True, True, False, False, False]
+
+
+def test_what_holds_nothing_is_left_out_and_said(index, store, caplog):
+    sound = Node(audio_resource=MediaResource(data=b"sound"))
+    index.insert_nodes([TextNode(text=" "), sound, TextNode(text="soup", id_="soup")])
+    index.refresh_ref_docs([Document(text="", id_="empty")])
+    assert store.get_ids() == ["soup"]
+    assert "left out 2 nodes without a text or an image" in caplog.text
+
+
+def test_only_of_these_nodes_or_documents(index, store, pictures):
+    nodes = load_image_nodes(pictures)
+    index.insert_nodes([*nodes, TextNode(text="soup", id_="a chunk")])
+    one, two = nodes[1].node_id, nodes[3].node_id
+
+    def ids(**options):
+        return sorted(hit.node_id for hit in index.as_retriever(**options).retrieve("soup"))
+
+    assert ids(node_ids=[one, two]) == sorted([one, two])
+    assert ids(doc_ids=[two]) == [two]
+    assert ids(doc_ids=[two], node_ids=[one]) == []
+    assert ids(doc_ids=[]) == ids(node_ids=[]) == []
+    assert ids(doc_ids=["a chunk", two], modality="both") == sorted(["a chunk", two])
+    engine = index.as_query_engine(llm=Witness().llm, node_ids=[one])
+    assert [hit.node_id for hit in engine.query("soup").source_nodes] == [one]
+
+
 def test_pixels_are_kept_nowhere(clip, context, tmp_path):
     picture = base64.b64encode(_png()).decode()
     index = CLIPVectorStoreIndex(
@@ -140,6 +262,24 @@ def test_objects_behind_index_nodes_are_retrieved_from(clip, store, context, pic
     index = CLIPVectorStoreIndex(objects=[shelf], storage_context=context, embed_model=clip)
     hits = index.as_retriever(modality="text").retrieve("pictures of colours")
     assert sorted(names(hits)) == sorted(path.name for path in pictures.iterdir())
+
+
+def test_objects_of_nodes_are_kept_apart_and_the_callers_nodes_stay_whole(clip, store, context):
+    store.add(clip([TextNode(text="a red circle", id_="behind")]))
+    behind = create_retriever(clip, store, modality="text", node_ids=["behind"])
+
+    def shelf(name):
+        return IndexNode(text=name, index_id=name, obj=behind)
+
+    first, second, third = shelf("first"), shelf("second"), shelf("third")
+    index = CLIPVectorStoreIndex(
+        [first], objects=[second], storage_context=context, embed_model=clip
+    )
+    retriever = index.as_retriever(modality="text", similarity_top_k=1)
+    index.insert_nodes([third])
+    for name in ("first", "second", "third"):
+        assert [hit.node_id for hit in retriever.retrieve(name)] == ["behind"]
+    assert first.obj is second.obj is third.obj is behind
 
 
 def test_options_of_the_retriever(index, clip, store, pictures):

@@ -63,7 +63,7 @@ def test_probabilities_by_hand(family, request, nodes):
     for node, row in zip(tagged, expected, strict=True):
         order = np.argsort(-row)
         assert node.metadata["tags"] == [LABELS[index] for index in order]
-        assert node.metadata["tag_scores"] == pytest.approx(row[order].tolist(), abs=1e-4)
+        assert node.metadata["tags_scores"] == pytest.approx(row[order].tolist(), abs=1e-4)
 
 
 def test_the_best_few_above_a_threshold(clip, nodes):
@@ -76,7 +76,7 @@ def test_the_best_few_above_a_threshold(clip, nodes):
     counts = [len(node.metadata["tags"]) for node in tagged]
     assert counts == [min(2, int(n)) for n in (expected >= threshold).sum(axis=1)]
     assert 0 in counts
-    assert [len(node.metadata["tag_scores"]) for node in tagged] == counts
+    assert [len(node.metadata["tags_scores"]) for node in tagged] == counts
 
 
 def test_a_label_may_have_prompts_of_its_own(clip, nodes):
@@ -87,7 +87,7 @@ def test_a_label_may_have_prompts_of_its_own(clip, nodes):
 
     for node, row in zip(tagged, expected, strict=True):
         assert node.metadata["tags"] == [["猫", "soup"][row.argmax()]]
-        assert node.metadata["tag_scores"] == [pytest.approx(row.max(), abs=1e-4)]
+        assert node.metadata["tags_scores"] == [pytest.approx(row.max(), abs=1e-4)]
 
 
 def test_a_model_with_a_bias_judges_each_label_by_itself(clip, nodes, monkeypatch):
@@ -96,7 +96,7 @@ def test_a_model_with_a_bias_judges_each_label_by_itself(clip, nodes, monkeypatc
 
     tagged = ZeroShotTagger(clip, ["cat"])(nodes)
 
-    scores = [node.metadata["tag_scores"][0] for node in tagged]
+    scores = [node.metadata["tags_scores"][0] for node in tagged]
     assert scores == pytest.approx(expected[:, 0].tolist(), abs=1e-4)
 
 
@@ -187,15 +187,15 @@ def test_tags_are_read_by_other_models_scores_are_not(clip, nodes):
 
     for mode in (MetadataMode.EMBED, MetadataMode.LLM):
         assert f"tags: {node.metadata['tags']}" in node.get_content(mode)
-        assert "tag_scores" not in node.get_content(mode)
-    assert node.excluded_llm_metadata_keys.count("tag_scores") == 1
+        assert "tags_scores" not in node.get_content(mode)
+    assert node.excluded_llm_metadata_keys.count("tags_scores") == 1
 
 
 def test_two_taggers_keep_apart(clip, nodes):
     tagged = ZeroShotTagger(clip, ["a", "b"], key="colours")(nodes)
     tagged = ZeroShotTagger(clip, ["c", "d"], key="shape")(tagged)
 
-    assert set(tagged[0].metadata) >= {"colours", "colour_scores", "shape", "shape_scores"}
+    assert set(tagged[0].metadata) >= {"colours", "colours_scores", "shape", "shape_scores"}
 
 
 @pytest.mark.parametrize(

@@ -53,10 +53,11 @@ class Architecture:
         return min(positions, self.trained_length or positions)
 
     def reads_english_only(self, config: Mapping[str, Any]) -> bool:
-        """Whether the vocabulary is the English one."""
+        """Whether the vocabulary is the English one, or a part of it; other languages need more."""
+        if self.english_vocabulary is None:
+            return False
         text = config.get("text_config") or {}
-        size = text.get("vocab_size", self.english_vocabulary)
-        return size is not None and size == self.english_vocabulary
+        return bool(text.get("vocab_size", 0) <= self.english_vocabulary)
 
 
 # By model_type in config.json. The defaults are those of transformers' configuration classes, which

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from typing import Literal, TypeAlias
 
@@ -17,6 +18,8 @@ from .retriever import CLIPRetriever, RetrieverOptions, create_retriever
 from .scripts import cjk_share
 from .sources import ImageSource
 from .store import create_vector_store
+
+logger = logging.getLogger(__name__)
 
 Routing: TypeAlias = Literal["script", "both"]
 
@@ -82,10 +85,12 @@ class BilingualRetriever(BaseRetriever):
     Args:
         english: Over the English model's collection; answers for pictures, too.
         chinese: Over the Chinese model's collection of the same pictures.
-        routing: ``"script"`` sends a text with any Chinese character to the Chinese model, which
-            has read English words among Chinese ones, and all else to the English model, which has
-            read no Chinese. ``"both"`` asks both models whatever comes, and fuses the two results
-            by rank: a node's score is then that of the fusion.
+        routing: ``"script"`` sends a text with any Chinese, Japanese or Korean character to the
+            Chinese model, which has read English words among Chinese ones, and all else to the
+            English model, which has read no Chinese. ``"both"`` asks both models, but for a Chinese
+            text not one that reads English only, and fuses the two results by rank: a node's score
+            is then that of the fusion, and its metadata holds the ``retrieval_similarity`` (the raw
+            cosine) to the first of the models that found it.
     """
 
     def __init__(
@@ -102,16 +107,19 @@ class BilingualRetriever(BaseRetriever):
         self, image: ImageSource, *, exclude_self: bool = False
     ) -> list[NodeWithScore]:
         """Find what is like an image; see `CLIPRetriever.retrieve_image`."""
+        asked = self._asked("")
         return self._fuse(
-            [one.retrieve_image(image, exclude_self=exclude_self) for one in self._asked("")]
+            asked, [one.retrieve_image(image, exclude_self=exclude_self) for one in asked]
         )
 
     async def aretrieve_image(
         self, image: ImageSource, *, exclude_self: bool = False
     ) -> list[NodeWithScore]:
         """Do what `retrieve_image` does, off the event loop."""
-        answers = [one.aretrieve_image(image, exclude_self=exclude_self) for one in self._asked("")]
-        return self._fuse(await asyncio.gather(*answers))
+        asked = self._asked("")
+        answers = [one.aretrieve_image(image, exclude_self=exclude_self) for one in asked]
+        rankings = await asyncio.gather(*answers)
+        return await asyncio.to_thread(self._fuse, asked, rankings)
 
     def close(self) -> None:
         """Close both stores."""
@@ -126,21 +134,32 @@ class BilingualRetriever(BaseRetriever):
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         _refuse_embedding(query_bundle)
-        return self._fuse(
-            [one.retrieve(query_bundle) for one in self._asked(query_bundle.query_str)]
-        )
+        asked = self._asked(query_bundle.query_str)
+        return self._fuse(asked, [one.retrieve(query_bundle) for one in asked])
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         _refuse_embedding(query_bundle)
-        answers = [one.aretrieve(query_bundle) for one in self._asked(query_bundle.query_str)]
-        return self._fuse(await asyncio.gather(*answers))
+        asked = self._asked(query_bundle.query_str)
+        rankings = await asyncio.gather(*(one.aretrieve(query_bundle) for one in asked))
+        return await asyncio.to_thread(self._fuse, asked, rankings)
 
     def _asked(self, text: str) -> list[CLIPRetriever]:
-        if self.routing == "both":
-            return [self.english, self.chinese]
-        return [self.chinese if cjk_share(text) else self.english]
+        first, second = self.english, self.chinese
+        if cjk_share(text):
+            first, second = second, first
+        if self.routing == "both" and second.embed_model.encoder.reads(text):
+            return [first, second]
+        return [first]
 
-    def _fuse(self, rankings: list[list[NodeWithScore]]) -> list[NodeWithScore]:
+    def _fuse(
+        self, asked: list[CLIPRetriever], rankings: list[list[NodeWithScore]]
+    ) -> list[NodeWithScore]:
+        for one, ranking in zip(asked, rankings, strict=True):
+            if not ranking and not one.vector_store.count():
+                logger.warning(
+                    "collection %r is empty: ingest the pictures by its model, too",
+                    one.vector_store.collection_name,
+                )
         if len(rankings) == 1:
             return rankings[0]
         # An image has the same id in both collections, because ids are made of paths.

@@ -55,6 +55,8 @@ def calibrate_scores(
             anything.
     """
     check_pair(embed_model, vector_store)
+    if isinstance(texts, str):
+        raise TypeError("texts is one str, expected a list of queries such as users ask")
     images, stored = (
         vector_store.sample_nodes(modality, sample_size, seed=seed)
         for modality in ("image", "text")

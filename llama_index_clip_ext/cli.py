@@ -248,6 +248,7 @@ def info(
     facts: dict[str, Any] = {"uri": uri, "collection": collection, "rows": count}
     if passport:
         facts |= {**asdict(passport.space), "metric": passport.metric, "package": passport.package}
+        facts |= {"full_text": passport.full_text, "calibrated": bool(passport.calibration)}
     else:
         facts["model"] = "unknown: not made by this package"
     if as_json:

@@ -7,6 +7,7 @@ import contextvars
 import hashlib
 import logging
 import os
+import pickle
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,13 +31,13 @@ from PIL import ImageColor
 from typing_extensions import TypedDict
 
 from .checkpoint import Checkpoint, find_checkpoint, find_text_checkpoint
-from .encoder import Dtype, Encoder, OnLongText
+from .encoder import Dtype, Encoder, OnLongText, check_texts
 from .errors import ImageLoadError, ModelLoadError
 from .images import ImageFailure, OnError, iter_images
 from .models import EmbeddingSpace, Family, resolve_model
 from .nodes import is_image_node
 from .queries import compose_query
-from .sources import ImageSource, describe_source, image_digest
+from .sources import ImageSource, describe_source, image_digest, reusable
 from .text_checkpoint import TextCheckpoint, check_pair, text_only_message
 from .vectors import Rows
 
@@ -49,6 +50,9 @@ T = TypeVar("T")
 # whatever the model: entries of it are neither read nor written.
 _CACHE_COLLECTION = "image_embeddings"
 _TEXT_CACHE_COLLECTION = "text_embeddings"
+
+# Other people's objects, some of which hold locks.
+_NOT_ALWAYS_PICKLED = ("callback_manager", "embeddings_cache", "rate_limiter")
 
 # Guards the making of encoders: an embedding cannot hold a lock, because locks do not pickle.
 _ENCODER_LOCK = threading.RLock()
@@ -253,7 +257,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         if isinstance(sources, (str, bytes, os.PathLike)):
             raise TypeError(f"sources is one {type(sources).__name__}, expected a list of images")
         failures: list[ImageFailure] | None = [] if on_error == "skip" else None
-        kept: list[int] = []
+        positions: list[int] = []
         parts: list[Rows] = [np.empty((0, self.dim), dtype=np.float32)]
         starts = range(0, len(sources), self.embed_batch_size)
         for start in get_tqdm_iterable(starts, show_progress, "Generating image embeddings"):
@@ -261,9 +265,9 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             with self._image_events([source for _, source in batch]) as embeddings:
                 indices, rows = self._embed_batch(batch, failures)
                 embeddings.extend(rows.tolist())
-            kept.extend(indices)
+            positions.extend(indices)
             parts.append(rows)
-        return ImageEmbeddings(np.concatenate(parts), kept, failures or [])
+        return ImageEmbeddings(np.concatenate(parts), positions, failures or [])
 
     async def aembed_images(
         self,
@@ -419,6 +423,15 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         """Do what calling the model does, off the event loop."""
         return await self._run(lambda: self(nodes, **kwargs))
 
+    def __getstate__(self) -> dict[str, Any]:
+        # LlamaIndex's takes what does not pickle out of the model itself, which goes on being used;
+        # and a worker's copy needs all its fields.
+        lost = [name for name in _NOT_ALWAYS_PICKLED if not _pickles(getattr(self, name))]
+        if lost:
+            logger.warning("%s do not pickle; a worker's copy goes without", ", ".join(lost))
+        left = {name: CallbackManager([]) if name == "callback_manager" else None for name in lost}
+        return super(DualEncoderEmbedding, self.model_copy(update=left)).__getstate__()
+
     def _find_checkpoint(self) -> Checkpoint:
         checkpoint = find_checkpoint(
             self.model_name,
@@ -478,6 +491,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         """Embed one batch, from the cache where there is one. Returns positions and rows."""
         if self.embeddings_cache is None:
             return self._encode_batch(batch, failures)
+        batch = [(index, reusable(source)) for index, source in batch]  # Read twice below.
         keys = {index: self._cache_key(source) for index, source in batch}
         cached: dict[str, list[float]] = {}
         for key in filter(None, set(keys.values())):
@@ -495,14 +509,14 @@ class DualEncoderEmbedding(MultiModalEmbedding):
                 cached[key] = fresh[index]
                 entry = {"embedding": fresh[index]}
                 self.embeddings_cache.put(key=key, val=entry, collection=_CACHE_COLLECTION)
-        kept = [index for index, key in keys.items() if key in cached]
-        found = np.array([cached[str(keys[index])] for index in kept], dtype=np.float32)
-        return kept, found.reshape(-1, self.dim)
+        positions = [index for index, key in keys.items() if key in cached]
+        found = np.array([cached[str(keys[index])] for index in positions], dtype=np.float32)
+        return positions, found.reshape(-1, self.dim)
 
     def _encode_batch(
         self, batch: list[tuple[int, ImageSource]], failures: list[ImageFailure] | None
     ) -> tuple[list[int], Rows]:
-        kept: list[int] = []
+        positions: list[int] = []
         if batch and self.rate_limiter is not None:
             # The asynchronous twins are on the model's own thread here, so that no loop waits.
             self.rate_limiter.acquire()
@@ -511,11 +525,11 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             for index, image in iter_images(
                 batch, failures=failures, background=self.background, allow_urls=self.allow_urls
             ):
-                kept.append(index)
+                positions.append(index)
                 yield image
 
         rows = self.encoder.encode_images(pictures(), batch_size=self.embed_batch_size)
-        return kept, rows
+        return positions, rows
 
     def _cache_key(self, source: ImageSource) -> str | None:
         try:
@@ -527,6 +541,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     def _get_text_embeddings_cached(self, texts: list[str]) -> list[Embedding]:
         """Embed texts, from the cache where there is one, by text and weights."""
         cache: Any = self.embeddings_cache
+        check_texts(texts)
         keys = [self._text_cache_key(text) for text in texts]
         entries = {key: cache.get(key=key, collection=_TEXT_CACHE_COLLECTION) for key in set(keys)}
         found = {key: entry["embedding"] for key, entry in entries.items() if entry}
@@ -588,6 +603,14 @@ class DualEncoderEmbedding(MultiModalEmbedding):
 
     async def _aget_image_embedding(self, img_file_path: ImageSource) -> Embedding:
         return await self._run(lambda: self._get_image_embedding(img_file_path))
+
+
+def _pickles(value: object) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:  # Whatever it raises: there is no rule.
+        return False
+    return True
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -157,9 +157,9 @@ class Encoder:
         Source:
             Radford et al. 2021, Fig. 3 (projection, then L2 normalisation). arXiv:2103.00020
         """
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"text {index} is a {type(text).__name__}, expected str")
+        check_texts(texts)
+        # Half of a character, as texts out of a PDF may hold, is none: tokenizers refuse it.
+        texts = [text.encode("utf-8", "replace").decode() for text in texts]
         tokenizer = self._load()
         self._check_script(texts)
         rows = np.zeros((len(texts), self.checkpoint.dim), dtype=np.float32)
@@ -228,23 +228,28 @@ class Encoder:
                 for window in windows:
                     yield index, window
 
+    def reads(self, text: str) -> bool:
+        """Whether a text is not Chinese, Japanese or Korean for a model of English words."""
+        if self.text_checkpoint or not self.checkpoint.reads_english_only or text.isascii():
+            return True
+        return cjk_share(text) <= _MAX_CJK_SHARE
+
     def _check_script(self, texts: Sequence[str]) -> None:
-        """Say once that a model of English words is asked in Chinese, Japanese or Korean."""
-        if self._warned_of_script or self.text_checkpoint or not self.checkpoint.reads_english_only:
+        """Say once that a model is asked in what it does not read."""
+        if self._warned_of_script:
             return
-        for index, text in enumerate(texts):
-            if not text.isascii() and (share := cjk_share(text)) > _MAX_CJK_SHARE:
-                self._warned_of_script = True
-                logger.warning(
-                    "text %d is Chinese, Japanese or Korean (%.0f %% of its letters), %r reads "
-                    "English: its answers to it mean little. Use ChineseCLIPEmbedding, or CLIP's "
-                    "images with the multilingual text tower: CLIPEmbedding('clip-ViT-B-32', "
-                    "text_model_name='clip-ViT-B-32-multilingual-v1'); said once",
-                    index,
-                    100 * share,
-                    self.checkpoint.name,
-                )
-                return
+        foreign = next((index for index, text in enumerate(texts) if not self.reads(text)), None)
+        if foreign is not None:
+            self._warned_of_script = True
+            logger.warning(
+                "text %d is Chinese, Japanese or Korean (%.0f %% of its letters), %r reads "
+                "English: its answers to it mean little. Use ChineseCLIPEmbedding, or CLIP's "
+                "images with the multilingual text tower: CLIPEmbedding('clip-ViT-B-32', "
+                "text_model_name='clip-ViT-B-32-multilingual-v1'); said once",
+                foreign,
+                100 * cjk_share(texts[foreign]),
+                self.checkpoint.name,
+            )
 
     def _report_long_text(self, index: int, tokens: int) -> None:
         reader = self.text_checkpoint or self.checkpoint
@@ -365,6 +370,17 @@ class Encoder:
                 for method, arrays in inputs.items()
             ]
         return l2_normalize(np.concatenate(rows))
+
+
+def check_texts(texts: Sequence[object]) -> None:
+    """Refuse what is no text.
+
+    Raises:
+        TypeError: If an item is not a ``str``.
+    """
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"text {index} is a {type(text).__name__}, expected str")
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[tuple[int, list[Any]]]:

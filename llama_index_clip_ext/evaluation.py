@@ -17,6 +17,7 @@ from .images import ImageFailure, OnError
 from .metrics import Estimate, bootstrap_means, nearest
 from .pairs import Pairs, find_pairs
 from .retriever import CLIPRetriever
+from .search import BY_WORDS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,11 +131,11 @@ def evaluate_retrieval(
     Args:
         retriever: What `create_retriever` returns; it is left as it is, and asked for as many hits
             as the largest k needs.
-        pairs: ``(text, image)`` pairs, the images as paths, bytes, PIL images or whatever else the
-            package takes, matched to the collection by content, so that copies and moved files
-            count. Or LlamaIndex's dataset of ``queries`` and ``relevant_docs``, whose ids are those
-            of nodes. A text may come with several images: each is right; and an image with several
-            texts.
+        pairs: ``(text, image)`` pairs, the images as paths, bytes, nodes or whatever else the
+            package takes but pixels, matched to the collection by the content of their files, so
+            that copies and moved files count. Or LlamaIndex's dataset of ``queries`` and
+            ``relevant_docs``, whose ids are those of nodes. A text may come with several images:
+            each is right; and an image with several texts.
         ks: Numbers of hits.
         on_missing: For a pair whose image is not in the collection, or cannot be read: raise, or
             leave the pair out and list it in ``skipped``.
@@ -245,7 +246,9 @@ def _retrieve(
     for text, embedding in tqdm(
         queries, "Retrieving", total=len(texts), unit="query", disable=not show_progress
     ):
-        hits = asked.retrieve(QueryBundle(text, embedding=embedding))
+        # By words alone no embedding is asked for, nor taken.
+        row = None if asked.vector_store_query_mode in BY_WORDS else embedding
+        hits = asked.retrieve(QueryBundle(text, embedding=row))
         yield [hit.node.node_id for hit in hits]
 
 

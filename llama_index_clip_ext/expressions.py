@@ -15,7 +15,8 @@ Value: TypeAlias = str | int | float
 
 NEVER = "id in []"
 MAX_INT = 2**63 - 1
-_MAX_EXACT = 2**53  # Up to here every integer is a float64.
+_MAX_EXACT = 2**53  # Below, every integer is one float64, and no other integer is.
+_CHAIN = 8  # Short ones stay flat: Milvus Lite's parser counts parentheses.
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 # A server finds no key that JSON must write with \u.
 _UNSAFE_KEY = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
@@ -72,6 +73,17 @@ def literal(value: Any) -> str:
 def ids_expression(field: str, ids: Sequence[str]) -> str:
     """Say that a field is one of these ids."""
     return f"{field} in {literal(list(ids))}"
+
+
+def joined(word: str, tests: Sequence[str]) -> str:
+    """Join tests by ``and`` or ``or``; many as a balanced tree.
+
+    A server nests a chain, one level per test, and searches by none of 48 (though it counts by it).
+    """
+    if len(tests) <= _CHAIN:
+        return f" {word} ".join(f"({test})" for test in tests)
+    middle = len(tests) // 2
+    return f"({joined(word, tests[:middle])}) {word} ({joined(word, tests[middle:])})"
 
 
 def pattern(part: str, engine: Engine) -> str:
@@ -155,7 +167,7 @@ class DynamicField:
                 for alike in _by_type(values)
             )
         # A server finds an integer among floats by a float only.
-        inexact = [value for value in values if isinstance(value, int) and abs(value) > _MAX_EXACT]
+        inexact = [value for value in values if isinstance(value, int) and abs(value) >= _MAX_EXACT]
         rest = [
             float(value) if isinstance(value, int) else value
             for value in values
@@ -169,15 +181,17 @@ class DynamicField:
         )
 
     def _any(self, tests: Iterable[str]) -> str:
-        return f"(exists {self._field}) and ({' or '.join(f'({test})' for test in tests) or NEVER})"
+        return f"(exists {self._field}) and ({joined('or', list(tests)) or NEVER})"
 
     def _is_like_typed(self, value: Value) -> str:
         # Times zero, a text is "" to Milvus Lite, and a list [].
         return f'{self._field} like "%"' if isinstance(value, str) else f"{self._field} * 0 == 0"
 
     def _is_one_of(self, alike: Sequence[Value]) -> str:
-        if len(alike) == 1 or not self._members:
-            return " or ".join(f"{self._field} == {literal(value)}" for value in alike)
+        if len(alike) == 1:
+            return f"{self._field} == {literal(alike[0])}"
+        if not self._members:
+            return joined("or", [f"{self._field} == {literal(value)}" for value in alike])
         test = f"{self._members} in {literal(alike)}"
         # Of a list, Milvus Lite's "in" fails.
         return f"{self._is_like_typed(alike[0])} and {test}" if self._is_lite else test

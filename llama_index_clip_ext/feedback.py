@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
 from llama_index.core.base.embeddings.base import Embedding
-from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle, TextNode
+from llama_index.core.schema import BaseNode, ImageNode, NodeWithScore, QueryBundle
 
 from .dual_encoder import DualEncoderEmbedding
+from .nodes import is_image_node
 from .queries import rocchio
 from .sources import ImageSource, describe_source, image_digest, is_decoded
 from .store import CLIPMilvusVectorStore
@@ -29,7 +31,7 @@ def find_examples(
         ImageLoadError: If an image does not load.
         ValueError: If an id is not in the collection.
     """
-    if isinstance(items, (str, bytes, os.PathLike)):
+    if isinstance(items, (str, bytes, os.PathLike, BaseNode, NodeWithScore)):
         raise TypeError(f"expected a list of ids and images, got one {type(items).__name__}")
     ids = [item.node_id if isinstance(item, NodeWithScore) else item for item in items]
     stored = {
@@ -41,7 +43,7 @@ def find_examples(
     examples: list[BaseNode] = []
     for item in ids:
         if not isinstance(item, str):
-            node = TextNode(embedding=next(embeddings), metadata=_content_hash(item))
+            node = ImageNode(embedding=next(embeddings), metadata=_content_hash(item))
             examples.append(node)
         elif item in stored:
             examples.append(stored[item])
@@ -74,9 +76,15 @@ def like_bundle(
     more, less = ([node.embedding for node in nodes] for nodes in examples)
     if not more and not less:
         raise ValueError("retrieve_like needs examples: ids, retrieved nodes or images")
+    if len(weights) != 3 or not all(math.isfinite(one) and one >= 0 for one in weights):
+        raise ValueError(
+            f"weights are {weights}, expected three numbers from 0 up: of the query, of what is "
+            "wanted and of what is not"
+        )
     row = rocchio(embedding, more, less, weights)
-    # For traces; the embedding is what is searched with.
-    name = f"like {len(more)} and unlike {len(less)} examples"
+    # The name is for traces; that there is one tells what the scores are of.
+    has_images = any(is_image_node(node) for node in (examples[0] or examples[1]))
+    name = f"like {len(more)} and unlike {len(less)} examples" if has_images else None
     return QueryBundle(query or "", image_path=name, embedding=row.tolist())
 
 

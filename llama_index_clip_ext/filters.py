@@ -21,6 +21,7 @@ from .expressions import (
     Engine,
     Value,
     is_lite_name,
+    joined,
     literal,
     pattern,
 )
@@ -80,10 +81,10 @@ def _group(group: MetadataFilters, fields: Mapping[str, Field], engine: Engine, 
         else:
             part = _one(item, fields, engine)
         if part:
-            parts.append(f"({part})")
+            parts.append(part)
     if group.condition == FilterCondition.NOT and parts:
-        return f"not ({' or '.join(parts)})"
-    return (" or " if group.condition == FilterCondition.OR else " and ").join(parts)
+        return f"not ({joined('or', parts)})"
+    return joined("or" if group.condition == FilterCondition.OR else "and", parts)
 
 
 def _one(item: MetadataFilter, fields: Mapping[str, Field], engine: Engine) -> str:
@@ -175,7 +176,7 @@ def _of_dynamic_field(operator: FilterOperator, field: DynamicField, values: lis
         return field.contains_any(values)
     if not values:
         raise FilterError("'all' needs at least one value")
-    return " and ".join(f"({field.contains_any([value])})" for value in values)
+    return joined("and", [field.contains_any([value]) for value in values])
 
 
 def _lite_lists(key: str, name: str, fields: Mapping[str, Field]) -> str:

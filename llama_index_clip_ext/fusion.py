@@ -8,42 +8,31 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+_K = 60
+
 
 def reciprocal_rank_fusion(
     rankings: Sequence[Sequence[T]],
     *,
-    weights: Sequence[float] | None = None,
     key: Callable[[T], Hashable],
-    k: int = 60,
 ) -> list[tuple[T, float]]:
     """Fuse rankings whose scores cannot be compared, such as cosines and BM25.
 
-    The score of an item is the sum of ``weight / (k + rank)`` over the rankings that list it, with
+    The score of an item is the sum of ``1 / (60 + rank)`` over the rankings that list it, with
     ranks from 1. Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and
-    individual Rank Learning Methods", SIGIR 2009, which is also where k = 60 is from.
+    individual Rank Learning Methods", SIGIR 2009, which is also where 60 is from.
 
     Args:
         rankings: Items, best first. Of one that a ranking lists twice, the better rank counts.
-        weights: One per ranking, not negative; ``None`` counts all alike. A ranking of weight 0 is
-            left out, with what it alone lists.
         key: What tells items apart, such as a node's id.
-        k: The larger, the less the first ranks stand out.
 
     Returns:
         Each item once, as it was first seen, with its score, best first; of equal scores, the one
         first seen comes first.
-
-    Raises:
-        ValueError: If the weights do not fit the rankings, or ``k`` is negative.
     """
-    weights = _checked(weights, len(rankings))
-    if k < 0:
-        raise ValueError(f"k is {k}, expected 0 or more")
     items: dict[Hashable, T] = {}
     scores: dict[Hashable, float] = {}
-    for ranking, weight in zip(rankings, weights, strict=True):
-        if not weight:
-            continue
+    for ranking in rankings:
         seen: set[Hashable] = set()
         for rank, item in enumerate(ranking, start=1):
             name = key(item)
@@ -51,7 +40,7 @@ def reciprocal_rank_fusion(
                 continue
             seen.add(name)
             items.setdefault(name, item)
-            scores[name] = scores.get(name, 0.0) + weight / (k + rank)
+            scores[name] = scores.get(name, 0.0) + 1 / (_K + rank)
     # A stable sort keeps the first seen first.
     return [(items[name], scores[name]) for name in sorted(scores, key=lambda name: -scores[name])]
 

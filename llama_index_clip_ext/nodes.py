@@ -205,6 +205,9 @@ def with_content_hash(node: BaseNode) -> BaseNode:
         return node
     copy = node.model_copy()
     copy.metadata = {**node.metadata, "content_hash": content_hash}
+    # No words about the image.
+    for name in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys"):
+        setattr(copy, name, list(dict.fromkeys([*getattr(node, name), "content_hash"])))
     return copy
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from llama_index.core.schema import BaseNode
 
-SIMILARITY_KEY = "similarity"
-BM25_KEY = "bm25"
-MODALITY_KEY = "modality"
-NEAR_DUPLICATES_KEY = "near_duplicates"
+# Names that no user's metadata have: a note takes the place of what is there, and is not stored.
+SIMILARITY_KEY = "retrieval_similarity"
+BM25_KEY = "retrieval_bm25"
+MODALITY_KEY = "retrieval_modality"
+NEAR_DUPLICATES_KEY = "retrieval_near_duplicates"
 _KEYS = (SIMILARITY_KEY, BM25_KEY, MODALITY_KEY, NEAR_DUPLICATES_KEY)
 
 

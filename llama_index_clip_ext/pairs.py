@@ -18,7 +18,7 @@ from llama_index.core.vector_stores.types import FilterOperator, MetadataFilter,
 from .errors import ImageLoadError
 from .images import ImageFailure, OnError
 from .nodes import is_image_node
-from .sources import ImageSource, describe_source, image_digest
+from .sources import ImageSource, describe_source, image_digest, is_decoded
 from .store import CLIPMilvusVectorStore
 from .vectors import Rows
 
@@ -72,9 +72,12 @@ def read_pairs(file: str | os.PathLike[str]) -> list[tuple[str, Path]]:
         ValueError: If a line is not a pair, or the file is neither ``.jsonl`` nor ``.csv``.
     """
     path = Path(file).expanduser()
-    lines = path.read_bytes().decode("utf-8-sig")  # Line ends inside of quotes are kept.
+    try:
+        lines = path.read_bytes().decode("utf-8-sig")  # Line ends inside of quotes are kept.
+    except UnicodeDecodeError as err:
+        raise ValueError(f"{path}: expected a text in UTF-8 ({err})") from err
     if path.suffix.lower() == ".csv":
-        records: Iterable[Any] = csv.DictReader(io.StringIO(lines, newline=""))
+        records: Iterable[Any] = _csv_records(path, lines)
     elif path.suffix.lower() == ".jsonl":
         records = map(_from_json, filter(str.strip, lines.split("\n")))
     else:
@@ -87,6 +90,13 @@ def read_pairs(file: str | os.PathLike[str]) -> list[tuple[str, Path]]:
         text, image = map(str, fields)
         pairs.append((text, path.parent / Path(image).expanduser()))
     return pairs
+
+
+def _csv_records(path: Path, lines: str) -> Iterator[dict[str, Any]]:
+    try:
+        yield from csv.DictReader(io.StringIO(lines, newline=""), skipinitialspace=True)
+    except csv.Error as err:
+        raise ValueError(f"{path}: damaged, or no CSV ({err})") from err
 
 
 def _from_json(line: str) -> Any:
@@ -148,6 +158,11 @@ def _content_pairs(
                 f"pair {index} is a {type(pair).__name__}{kinds}, expected (text, image)"
             )
         text, image = pair
+        if is_decoded(image):
+            raise TypeError(
+                f"the image of pair {index} is a {describe_source(image)}: pixels do not tell "
+                "which file they are of; give its path or bytes"
+            )
         try:
             yield Pair(index, text, image_digest(image), describe_source(image))
         except ImageLoadError as err:

@@ -16,7 +16,7 @@ class NearDuplicatePostprocessor(BaseNodePostprocessor):
     """Keeps the best of hits that are nearly the same, such as one photo in two sizes.
 
     Each hit that stays lists the ids of those that it stands for in its metadata, under
-    ``near_duplicates``. There may be fewer hits than were retrieved: ask for more.
+    ``retrieval_near_duplicates``. There may be fewer hits than were retrieved: ask for more.
 
     Args:
         vector_store: Where the hits come from; their embeddings are read there.
@@ -53,12 +53,14 @@ class NearDuplicatePostprocessor(BaseNodePostprocessor):
                 and rows[one.node.node_id] @ row >= self.threshold
             )
             if first := next(same, None):
-                _remember(first, hit.node.node_id)
+                _remember(first, hit)
             else:
                 kept.append(hit)
         return kept
 
 
-def _remember(hit: NodeWithScore, duplicate: str) -> None:
-    others = hit.node.metadata.get(NEAR_DUPLICATES_KEY, [])
-    note(hit.node, {NEAR_DUPLICATES_KEY: [*others, duplicate]})
+def _remember(hit: NodeWithScore, duplicate: NodeWithScore) -> None:
+    # Either may stand for others already, by an earlier pass.
+    known, more = (one.node.metadata.get(NEAR_DUPLICATES_KEY, []) for one in (hit, duplicate))
+    ids = dict.fromkeys([*known, duplicate.node.node_id, *more])
+    note(hit.node, {NEAR_DUPLICATES_KEY: list(ids)})

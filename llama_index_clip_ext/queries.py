@@ -38,15 +38,19 @@ def compose_query(
     """Do the work of `DualEncoderEmbedding.compose_query`."""
     texts = [text] if isinstance(text, str) else list(text or ())
     images = list(image) if isinstance(image, (list, tuple)) else [image] * (image is not None)
-    given = [*texts, *images]
-    if not given:
+    if not texts and not images:
         raise ValueError("the query is empty: expected a text, an image, or both")
-    weights = [1.0] * len(given) if weights is None else list(weights)
+    weights = [1.0] * (len(texts) + len(images)) if weights is None else list(weights)
     _check_weights(weights, texts, images)
+    if any(isinstance(one, str) and not one.strip() for one in texts):
+        raise ValueError("a text of the query is blank; leave it out")
     if isinstance(minus, (str, bytes, os.PathLike)):
         raise TypeError(f"minus is one {type(minus).__name__}, expected a list of texts and images")
     if not (math.isfinite(minus_weight) and minus_weight >= 0):
         raise ValueError(f"minus_weight is {minus_weight}, expected a number from 0 up")
+    # What counts nothing is no part of the query: of its words, and of what its scores mean.
+    texts, text_weights = _weighty(texts, weights[: len(texts)])
+    images, image_weights = _weighty(images, weights[-len(images) :] if images else [])
     # A string in minus is a text, whatever it looks like: a text never opens a file.
     not_texts = [item for item in minus if isinstance(item, str)]
     not_images = [item for item in minus if not isinstance(item, str)]
@@ -58,8 +62,8 @@ def compose_query(
     )
     away = -float(minus_weight)
     signed = [
-        *(*weights[: len(texts)], *[away] * len(not_texts)),
-        *(*weights[len(texts) :], *[away] * len(not_images)),
+        *(*text_weights, *[away] * len(not_texts)),
+        *(*image_weights, *[away] * len(not_images)),
     ]
     return QueryBundle(
         ", ".join(texts),
@@ -99,6 +103,12 @@ def asked_by(bundle: QueryBundle) -> AskedBy:
     if not bundle.image_path:
         return "text"
     return "composed" if bundle.query_str else "image"
+
+
+def _weighty(items: list[Any], weights: Sequence[float]) -> tuple[list[Any], list[float]]:
+    """Leave out items of no weight."""
+    kept = [(item, weight) for item, weight in zip(items, weights, strict=True) if weight]
+    return [item for item, _ in kept], [weight for _, weight in kept]
 
 
 def _check_weights(weights: list[float], texts: list[str], images: list[Any]) -> None:

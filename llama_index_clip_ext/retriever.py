@@ -16,7 +16,7 @@ from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle, QueryType
 from llama_index.core.vector_stores.types import (
-    FilterCondition,
+    FilterOperator,
     MetadataFilter,
     MetadataFilters,
     VectorStoreQuery,
@@ -36,17 +36,18 @@ from .fusion import reciprocal_rank_fusion
 from .queries import asked_by
 from .rows import Modality
 from .scores import annotate, calibrate, check_cutoffs, cut_off
-from .sources import ImageSource, describe_source
+from .search import BY_COSINE, BY_WORDS, check_alpha, check_mode
+from .sources import ImageSource, describe_source, reusable
 from .store import CLIPMilvusVectorStore, check_pair
 
 logger = logging.getLogger(__name__)
 
 Wanted: TypeAlias = Union[Modality, Literal["both"]]
 
-_BY_COSINE = (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR)
-
 # A cosine that a text and an image hardly ever reach: CLIP's good hits score 0.2 to 0.4.
-_HIGH_CUTOFF = 0.5
+_HIGH_COSINE = 0.5
+# First in both of two rankings; see `reciprocal_rank_fusion`.
+_HIGHEST_FUSED = 2 / 61
 
 
 class RetrieverOptions(TypedDict, total=False):
@@ -94,7 +95,9 @@ class CLIPRetriever(MultiModalRetriever):
 
     A query is a text, or a ``QueryBundle`` with a text, an ``image_path``, both (then they count
     alike), or an ``embedding``, such as `DualEncoderEmbedding.compose_query` makes; it is left as
-    it is. Scores are raw cosines, unless it is said otherwise below; higher is better.
+    it is. Scores are raw cosines, unless it is said otherwise below; higher is better. Each node's
+    metadata holds its ``retrieval_modality`` and, if it was found by vectors, the raw cosine as
+    ``retrieval_similarity``, whatever becomes of the score.
 
     Args:
         embed_model: The model that the store was made for.
@@ -105,8 +108,7 @@ class CLIPRetriever(MultiModalRetriever):
         doc_ids: Find nodes of these documents only, likewise.
         modality: What to find: ``"image"``, ``"text"``, or ``"both"``. CLIP scores text to text far
             above text to image, so both are searched apart and fused by rank: the score is that of
-            the fusion, and each node's metadata holds its ``similarity`` (the raw cosine) and its
-            ``modality``.
+            the fusion.
         vector_store_query_mode: As LlamaIndex names them: ``"default"`` by vectors, ``"mmr"`` for
             less alike hits, ``"text_search"`` by the words of captions, ``"hybrid"`` by both. The
             latter two need a store made with ``full_text``.
@@ -117,11 +119,12 @@ class CLIPRetriever(MultiModalRetriever):
             ``None`` is LlamaIndex's.
         similarity_cutoff: Leave out hits that score less. A good text-to-image hit scores 0.2 to
             0.4 with CLIP, an image-to-image one far more: no one number suits both, unless scores
-            are calibrated.
-        relative_cutoff: Leave out hits that score less than this share of the best, from 0 to 1.
+            are calibrated. Where images and texts are fused, this is done before.
+        relative_cutoff: Leave out hits that score less than this share of the best, from 0 to 1;
+            before a fusion, likewise.
         calibrated: Score by standard deviations above what unrelated pairs of this collection
             score, as `calibrate_scores` has measured; then one cutoff means the same whatever is
-            asked by. Each node's metadata holds its ``similarity`` (the raw cosine).
+            asked by.
         node_postprocessors: LlamaIndex's, applied to the hits in order.
         callback_manager: LlamaIndex's.
 
@@ -160,14 +163,20 @@ class CLIPRetriever(MultiModalRetriever):
         check_pair(embed_model, vector_store)
         if similarity_top_k < 1:
             raise ValueError(f"similarity_top_k is {similarity_top_k}, expected at least 1")
-        mode = VectorStoreQueryMode(vector_store_query_mode)
-        check_cutoffs(similarity_cutoff, relative_cutoff, calibrated, mode in _BY_COSINE)
+        mode = check_mode(VectorStoreQueryMode(vector_store_query_mode))
+        check_alpha(alpha)
+        check_cutoffs(similarity_cutoff, relative_cutoff, calibrated, mode in BY_COSINE)
         if calibrated and not (vector_store.passport and vector_store.passport.calibration):
             raise ValueError(
                 f"the scores of collection {vector_store.collection_name!r} are not calibrated: "
                 "call calibrate_scores(embed_model, vector_store) once"
             )
-        _warn_of_high_cutoff(node_postprocessors, modality, calibrated)
+        by_cosine = mode in BY_COSINE
+        _warn_of_high_cutoff(
+            node_postprocessors,
+            is_fused=modality == "both" or (mode == VectorStoreQueryMode.HYBRID and alpha is None),
+            has_low_cosines=by_cosine and modality == "image" and not calibrated,
+        )
         super().__init__(callback_manager=callback_manager or embed_model.callback_manager)
         self.embed_model = embed_model
         self.vector_store = vector_store
@@ -200,6 +209,7 @@ class CLIPRetriever(MultiModalRetriever):
             ImageLoadError: If it is no picture.
             ValueError: If ``exclude_self`` is asked for of a decoded picture.
         """
+        image = reusable(image)
         retriever = self._excluding([file_hash(image)]) if exclude_self else self
         embedding = self.embed_model.get_image_embedding(image)
         return retriever.retrieve(_image_bundle(image, embedding))
@@ -208,6 +218,7 @@ class CLIPRetriever(MultiModalRetriever):
         self, image: ImageSource, *, exclude_self: bool = False
     ) -> list[NodeWithScore]:
         """Do what `retrieve_image` does, off the event loop."""
+        image = await asyncio.to_thread(reusable, image)
         retriever = self
         if exclude_self:
             retriever = self._excluding([await asyncio.to_thread(file_hash, image)])
@@ -264,32 +275,30 @@ class CLIPRetriever(MultiModalRetriever):
         return await self._excluding(*identities(examples)).aretrieve(bundle)
 
     def text_retrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:
-        """Find texts by a text."""
+        """Find texts by a text; by an image, or an embedding, if the query is that."""
         bundle = _text_bundle(str_or_query_bundle)
-        return self._search(self._embed_text(bundle), bundle, "text")
+        return self._search(self._embed(bundle), bundle, "text")
 
     async def atext_retrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:
         """Do what `text_retrieve` does, off the event loop."""
         bundle = _text_bundle(str_or_query_bundle)
-        embedding = await self._aembed_text(bundle)
-        return await asyncio.to_thread(self._search, embedding, bundle, "text")
+        return await asyncio.to_thread(self._search, await self._aembed(bundle), bundle, "text")
 
     def _text_to_image_retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        embedding = query_bundle.embedding or self._embed_text(query_bundle)
-        return self._search(embedding, query_bundle, "image")
+        bundle = _words_of(query_bundle)
+        return self._search(self._embed(bundle), bundle, "image")
 
     async def _atext_to_image_retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        embedding = query_bundle.embedding or await self._aembed_text(query_bundle)
-        return await asyncio.to_thread(self._search, embedding, query_bundle, "image")
+        bundle = _words_of(query_bundle)
+        return await asyncio.to_thread(self._search, await self._aembed(bundle), bundle, "image")
 
     def _image_to_image_retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        embedding = self.embed_model.get_image_embedding(_image_path(query_bundle))
-        return self._search(embedding, query_bundle, "image")
+        bundle = _picture_of(query_bundle)
+        return self._search(self._embed(bundle), bundle, "image")
 
     async def _aimage_to_image_retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        path = _image_path(query_bundle)
-        embedding = await self.embed_model.aget_image_embedding(path)
-        return await asyncio.to_thread(self._search, embedding, query_bundle, "image")
+        bundle = _picture_of(query_bundle)
+        return await asyncio.to_thread(self._search, await self._aembed(bundle), bundle, "image")
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return self._search(self._embed(query_bundle), query_bundle, self.modality)
@@ -299,7 +308,7 @@ class CLIPRetriever(MultiModalRetriever):
         return await asyncio.to_thread(self._search, embedding, query_bundle, self.modality)
 
     def _embed(self, bundle: QueryBundle) -> Embedding | None:
-        if bundle.embedding is not None or self._is_by_words(bundle):
+        if self._is_by_words(bundle) or bundle.embedding is not None:
             return bundle.embedding
         if not bundle.image_path:
             return self._embed_text(bundle)
@@ -310,7 +319,7 @@ class CLIPRetriever(MultiModalRetriever):
         ).embedding
 
     async def _aembed(self, bundle: QueryBundle) -> Embedding | None:
-        if bundle.embedding is not None or self._is_by_words(bundle):
+        if self._is_by_words(bundle) or bundle.embedding is not None:
             return bundle.embedding
         if not bundle.image_path:
             return await self._aembed_text(bundle)
@@ -328,35 +337,36 @@ class CLIPRetriever(MultiModalRetriever):
         return await self.embed_model.aget_agg_embedding_from_queries(_embedding_texts(bundle))
 
     def _is_by_words(self, bundle: QueryBundle) -> bool:
-        """Whether a query needs no embedding, because only captions' words are searched."""
-        is_text_search = self.vector_store_query_mode == VectorStoreQueryMode.TEXT_SEARCH
-        return is_text_search and bool(bundle.query_str)
+        """Whether a query needs no embedding, because only captions' words are searched.
+
+        Raises:
+            ValueError: If there is more than words to it, which would be passed over.
+        """
+        if self.vector_store_query_mode not in BY_WORDS:
+            return False
+        if bundle.embedding is not None or bundle.image_path:
+            raise ValueError(
+                "'text_search' asks for words alone; an image, examples, or a query that is "
+                "composed needs 'hybrid' or 'default'"
+            )
+        return bool(bundle.query_str)
 
     def _search(
         self, embedding: Embedding | None, bundle: QueryBundle, wanted: Wanted
     ) -> list[NodeWithScore]:
         modalities: list[Modality] = ["image", "text"] if wanted == "both" else [wanted]
-        rankings = [
-            self._rank(embedding, bundle, modality, is_fused=wanted == "both")
-            for modality in modalities
-        ]
+        rankings = [self._rank(embedding, bundle, modality) for modality in modalities]
         hits = rankings[0]
         if wanted == "both":
             fused = reciprocal_rank_fusion(rankings, key=lambda hit: hit.node.node_id)
             hits = [NodeWithScore(node=hit.node, score=score) for hit, score in fused]
-        hits = [hit for hit in hits if hit.node.node_id not in self._excluded_ids]
         hits = hits[: self.similarity_top_k]
         for postprocessor in self.node_postprocessors:
             hits = postprocessor.postprocess_nodes(hits, query_bundle=bundle)
         return hits
 
     def _rank(
-        self,
-        embedding: Embedding | None,
-        bundle: QueryBundle,
-        modality: Modality,
-        *,
-        is_fused: bool,
+        self, embedding: Embedding | None, bundle: QueryBundle, modality: Modality
     ) -> list[NodeWithScore]:
         """Search one modality: hits with their scores, best first, none below the cutoffs."""
         if [] in (self.node_ids, self.doc_ids):
@@ -377,9 +387,12 @@ class CLIPRetriever(MultiModalRetriever):
         )
         result = self.vector_store.query(query, modality=modality)
         pairs = zip(result.nodes or [], result.similarities or [], strict=True)
-        hits = [NodeWithScore(node=node, score=score) for node, score in pairs]
-        if is_fused or self.calibrated:
-            annotate(hits, modality, has_cosines=mode in _BY_COSINE)
+        hits = [
+            NodeWithScore(node=node, score=score)
+            for node, score in pairs
+            if node.node_id not in self._excluded_ids
+        ]
+        annotate(hits, modality, has_cosines=mode in BY_COSINE)
         if self.calibrated and self.vector_store.passport:
             statistics = self.vector_store.passport.calibration
             hits = calibrate(hits, statistics, asked_by(bundle), modality)
@@ -390,13 +403,11 @@ class CLIPRetriever(MultiModalRetriever):
         retriever = copy.copy(self)
         retriever._excluded_ids = frozenset(ids)
         if hashes:
-            # None of them, rather than others than them: a text has no content hash.
-            without = MetadataFilters(
-                filters=[MetadataFilter(key="content_hash", value=one) for one in hashes],
-                condition=FilterCondition.NOT,
+            others = MetadataFilter(
+                key="content_hash", value=list(hashes), operator=FilterOperator.NIN
             )
-            both = [self.filters, without] if self.filters else [without]
-            retriever.filters = MetadataFilters(filters=list(both))
+            given = [self.filters] if self.filters else []
+            retriever.filters = MetadataFilters(filters=[*given, others])
         return retriever
 
 
@@ -406,13 +417,24 @@ def _image_bundle(image: ImageSource, embedding: Embedding) -> QueryBundle:
 
 
 def _text_bundle(query: QueryType) -> QueryBundle:
-    return QueryBundle(query) if isinstance(query, str) else query
+    bundle = QueryBundle(query) if isinstance(query, str) else query
+    return _words_of(bundle) if bundle.query_str else bundle
 
 
-def _image_path(bundle: QueryBundle) -> str:
+def _words_of(bundle: QueryBundle) -> QueryBundle:
+    """Leave out the image, unless the whole is embedded already."""
+    if bundle.embedding is not None or not bundle.image_path:
+        return bundle
+    return QueryBundle(bundle.query_str, custom_embedding_strs=bundle.custom_embedding_strs)
+
+
+def _picture_of(bundle: QueryBundle) -> QueryBundle:
+    """Leave out the text, unless the whole is embedded already."""
+    if bundle.embedding is not None:
+        return bundle
     if not bundle.image_path:
         raise ValueError("the QueryBundle has no image_path")
-    return bundle.image_path
+    return QueryBundle("", image_path=bundle.image_path)
 
 
 def _embedding_texts(bundle: QueryBundle) -> list[str]:
@@ -422,14 +444,23 @@ def _embedding_texts(bundle: QueryBundle) -> list[str]:
 
 
 def _warn_of_high_cutoff(
-    postprocessors: Sequence[BaseNodePostprocessor], wanted: Wanted, is_calibrated: bool
+    postprocessors: Sequence[BaseNodePostprocessor], *, is_fused: bool, has_low_cosines: bool
 ) -> None:
-    if wanted == "text" or is_calibrated:
+    """Say where LlamaIndex's cutoff would leave nothing, whatever is asked."""
+    if is_fused:
+        highest, advice = _HIGHEST_FUSED, "ranks are fused, and score 0.033 at most; leave it out"
+    elif has_low_cosines:
+        highest = _HIGH_COSINE
+        advice = (
+            "good text-to-image hits have a cosine of 0.2 to 0.4; calibrate the scores, or use "
+            "relative_cutoff"
+        )
+    else:
         return
     for one in postprocessors:
-        if isinstance(one, SimilarityPostprocessor) and one.similarity_cutoff >= _HIGH_CUTOFF:
+        if isinstance(one, SimilarityPostprocessor) and one.similarity_cutoff >= highest:
             logger.warning(
-                "SimilarityPostprocessor(similarity_cutoff=%s) drops every text-to-image hit: good "
-                "ones have a cosine of 0.2 to 0.4; calibrate the scores, or use relative_cutoff",
+                "SimilarityPostprocessor(similarity_cutoff=%s) drops every hit: %s",
                 one.similarity_cutoff,
+                advice,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -21,10 +22,10 @@ from llama_index.core.vector_stores.utils import node_to_metadata_dict
 from pydantic_core import to_jsonable_python
 from pymilvus import CollectionSchema, DataType
 
-from .errors import EmbeddingError, RowTooLargeError
-from .nodes import VOLATILE_METADATA, is_image_node, node_text
+from .errors import EmbeddingError, ImageLoadError, RowTooLargeError
+from .full_text import SPARSE_FIELD
+from .nodes import VOLATILE_METADATA, is_image_node, node_text, with_content_hash
 from .notes import without_notes
-from .sources import image_digest
 from .vectors import check_vector
 
 Modality: TypeAlias = Literal["image", "text"]
@@ -33,6 +34,7 @@ Modality: TypeAlias = Literal["image", "text"]
 # stores it, so that moving to a server would fail later. milvus.io: "Use JSON Fields", "String".
 MAX_VARCHAR_BYTES = 65_535
 MAX_DYNAMIC_BYTES = 65_536
+_INT64 = (-(2**63), 2**63 - 1)
 
 # What of a node's metadata gets a real column, because it is filtered by often; the others are
 # dynamic fields. Milvus 2.3 has no nullable columns: "" and -1 stand for a value that is missing.
@@ -45,7 +47,9 @@ COLUMNS = frozenset((*_OWN_COLUMNS, *_TEXT_COLUMNS, *_NUMBER_COLUMNS))
 # Not "doc_id", which for LlamaIndex is the document, nor "modality", by which its own retrievers
 # can be kept to images: those are the columns, whatever the metadata say.
 _OPEN_COLUMNS = ("doc_id", "modality")
-_SHADOWED = {key: f"${key}" for key in (*_OWN_COLUMNS, "embedding") if key not in _OPEN_COLUMNS}
+_SHADOWED = {
+    key: f"${key}" for key in (*_OWN_COLUMNS, "embedding", SPARSE_FIELD) if key not in _OPEN_COLUMNS
+}
 _RESERVED_KEYS = frozenset(("$meta", *_SHADOWED.values()))
 
 # What a hit needs to become a node again; never the vector.
@@ -130,7 +134,12 @@ def check_node(node: BaseNode) -> dict[str, Any]:
         TypeError: If a metadata value is not of its column's type.
     """
     name = _name(node)
+    if not node.node_id:
+        raise ValueError("a node has an empty id; give it one, or leave the id to LlamaIndex")
     node = without_notes(node)
+    if is_image_node(node) and "content_hash" not in node.metadata:
+        with suppress(ImageLoadError):  # Embedded by somebody else, and gone or a URL.
+            node = with_content_hash(node)
     bare = node
     if isinstance(node, ImageNode) and (node.image or node.text_embedding):
         bare = node.model_copy(update={"image": None, "text_embedding": None})
@@ -140,8 +149,6 @@ def check_node(node: BaseNode) -> dict[str, Any]:
     metadata = bare.model_dump(mode="json")["metadata"]
     row = _dynamic_fields(metadata)
     row |= _columns(metadata, name)
-    if _holds_pixels(node) and not row["content_hash"]:
-        row["content_hash"] = image_digest(node)
     row |= {
         "id": node.node_id,
         # A node without a source is its own document, as LlamaIndex's pipelines have it.
@@ -163,16 +170,17 @@ def row_to_node(row: Mapping[str, Any]) -> BaseNode:
         # Written by another program: what it named file_path is the best there is.
         own = {*_OWN_COLUMNS, "embedding"}
         metadata = {key: value for key, value in row.items() if key not in own}
-        return ImageNode(
+        node: BaseNode = ImageNode(
             text=row.get("text") or "",
             image_path=row.get("file_path") or None,
             metadata=metadata,
             id_=str(row["id"]) if "id" in row else "",
         )
-    node_class = _NODE_CLASSES.get(row.get("_node_type") or "", TextNode)
-    node = node_class.from_json(content)
-    if row.get("text"):
-        node.set_content(row["text"])
+    else:
+        node_class = _NODE_CLASSES.get(row.get("_node_type") or "", TextNode)
+        node = node_class.from_json(content)
+        if row.get("text"):
+            node.set_content(row["text"])
     if (vector := row.get("embedding")) is not None:
         node.embedding = [float(component) for component in vector]
     return node
@@ -198,11 +206,6 @@ def _image_address(node: BaseNode) -> list[str]:
     return [str(getattr(holder, name, None) or "") for name in names]
 
 
-def _holds_pixels(node: BaseNode) -> bool:
-    resource = getattr(node, "image_resource", None)
-    return bool(getattr(node, "image", None) or (resource and resource.data))
-
-
 def _check_metadata(key: str, value: Any, name: str) -> None:
     """Refuse what pymilvus would choke on, after it wrote the batches before."""
     if key in _RESERVED_KEYS:
@@ -210,6 +213,7 @@ def _check_metadata(key: str, value: Any, name: str) -> None:
     try:
         content = json.dumps(to_jsonable_python(value), ensure_ascii=False)
         content.encode()
+        outside = [one for one in _integers(content) if not _INT64[0] <= one <= _INT64[1]]
     except UnicodeEncodeError as err:
         raise ValueError(
             f"{name}: metadata {key!r} is no Unicode text, as of a file name in another encoding; "
@@ -217,8 +221,15 @@ def _check_metadata(key: str, value: Any, name: str) -> None:
         ) from err
     except (TypeError, ValueError) as err:
         raise TypeError(f"{name}: metadata {key!r} cannot be written as JSON: {err}") from err
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ValueError(f"{name}: metadata {key!r} is {value}, more than 64 bits")
+    if outside:
+        raise ValueError(f"{name}: metadata {key!r} holds {outside[0]}, more than 64 bits")
+
+
+def _integers(content: str) -> list[int]:
+    """Return the integers in a JSON text, however deep."""
+    found: list[int] = []
+    json.loads(content, parse_int=lambda digits: found.append(int(digits)))
+    return found
 
 
 def _dynamic_fields(metadata: Mapping[str, Any]) -> dict[str, Any]:

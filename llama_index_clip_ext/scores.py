@@ -61,11 +61,13 @@ def calibrate(
     Raises:
         ValueError: If this direction was not measured.
     """
+    if not hits:
+        return []
     direction = f"{asked}->{modality}"
     if direction not in statistics:
         raise ValueError(
-            f"{direction} is not calibrated, only {', '.join(statistics)}; call "
-            "calibrate_scores(embed_model, vector_store, texts=[...]) again"
+            f"{direction} is not calibrated, only {', '.join(statistics)}: there were too few "
+            f"{modality}s in the collection; add some, and call calibrate_scores again"
         )
     mean, std = statistics[direction].mean, statistics[direction].std
     return [NodeWithScore(node=hit.node, score=((hit.score or 0.0) - mean) / std) for hit in hits]

@@ -28,6 +28,9 @@ from .vectors import l2_normalize
 
 Hit: TypeAlias = Mapping[str, Any]
 
+BY_WORDS = (VectorStoreQueryMode.TEXT_SEARCH, VectorStoreQueryMode.SPARSE)
+BY_COSINE = (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR)
+
 _BM25 = {"metric_type": INDEX["metric_type"]}
 _MAX_TOP_K = 16_384  # Milvus's query window.
 _MIN_EF = 128  # ef must be no less than the number of hits wanted.
@@ -70,9 +73,10 @@ def search(
 ) -> VectorStoreQueryResult:
     """Answer a query in its mode; see `CLIPMilvusVectorStore.query`."""
     top_k = _checked_top_k("similarity_top_k", query.similarity_top_k)
+    check_mode(query.mode)
     if query.mode == VectorStoreQueryMode.HYBRID:
         return _by_both(scope, query)
-    if query.mode in (VectorStoreQueryMode.TEXT_SEARCH, VectorStoreQueryMode.SPARSE):
+    if query.mode in BY_WORDS:
         if not query.query_str:
             raise ValueError(f"the query has no query_str, which mode {query.mode.value!r} needs")
         return _scored(_by_words(scope, query.query_str, top_k))
@@ -81,11 +85,30 @@ def search(
         limit = min(top_k * _MMR_PREFETCH, _MAX_TOP_K)
         hits = _by_vector(scope, vector, limit, with_vectors=True)
         return _scored(_most_diverse(hits, vector, top_k, mmr_threshold))
-    if query.mode == VectorStoreQueryMode.DEFAULT:
-        return _scored(_by_vector(scope, _vector(scope, query), top_k))
-    raise ValueError(
-        f"query mode {query.mode!r} is not supported; use DEFAULT, MMR, TEXT_SEARCH or HYBRID"
-    )
+    return _scored(_by_vector(scope, _vector(scope, query), top_k))
+
+
+def check_mode(mode: VectorStoreQueryMode) -> VectorStoreQueryMode:
+    """Return a mode that `search` knows.
+
+    Raises:
+        ValueError: If it is another.
+    """
+    if mode not in (*BY_WORDS, *BY_COSINE, VectorStoreQueryMode.HYBRID):
+        raise ValueError(
+            f"query mode {mode!r} is not supported; use DEFAULT, MMR, TEXT_SEARCH or HYBRID"
+        )
+    return mode
+
+
+def check_alpha(alpha: float | None) -> None:
+    """Refuse a weight of the vectors that is none.
+
+    Raises:
+        ValueError: If it is not from 0 to 1.
+    """
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}, expected 0 (words only) to 1 (vectors only)")
 
 
 def _by_vector(
@@ -165,9 +188,8 @@ def _hits(
 
 def _by_both(scope: Scope, query: VectorStoreQuery) -> VectorStoreQueryResult:
     """Fuse hits by vector and by words, and write into each the scores that it came with."""
+    check_alpha(query.alpha)
     alpha = 0.5 if query.alpha is None else query.alpha
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}, expected 0 (words only) to 1 (vectors only)")
     wanted = depth = query.similarity_top_k
     if query.hybrid_top_k is None:
         depth = min(depth * _HYBRID_PREFETCH, _MAX_TOP_K)

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias, Union
 
@@ -96,6 +97,15 @@ def read_source(
             "PIL image, an array, a data URI, base64 text, or a node with an image"
         )
     return read_source(inner, allow_urls=allow_urls)
+
+
+def reusable(source: ImageSource) -> ImageSource:
+    """Return the content of a stream that can be read once only; any other source as it is."""
+    stream: Any = source
+    with suppress(Exception):  # Whoever reads it next finds out why it cannot be read.
+        if hasattr(stream, "read") and not stream.seekable():
+            return _read_stream(stream)
+    return source
 
 
 def has_image(node: Any) -> bool:

@@ -268,8 +268,8 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         Returns:
             Nodes, scores and ids, best first. The score is the raw cosine; by words, that of BM25;
             for ``HYBRID`` the fused one, and each node's metadata holds the cosine as
-            ``similarity`` and that of the words as ``bm25``, as far as it was found by them. Nodes
-            come without embeddings.
+            ``retrieval_similarity`` and that of the words as ``retrieval_bm25``, as far as it was
+            found by them. Nodes come without embeddings.
 
         Raises:
             DimensionMismatchError: If the query embedding has another dimension.
@@ -308,6 +308,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             FilterError: If a filter cannot be expressed.
             ValueError: If neither ids nor filters are given.
         """
+        _check_ids(node_ids)
         if node_ids is None and filters is None:
             raise ValueError("get_nodes needs node_ids or filters")
         fields = [*self._output_fields, self.embedding_field]
@@ -377,7 +378,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             FilterError: If a filter cannot be expressed.
         """
         expression = self._expression(filters, None, None)
-        if modality and self._is_partitioned:
+        if self._partition_names(modality):
             # By column: count(*) of a partition counts the whole collection on Milvus Lite.
             of_modality = f'modality == "{modality}"'
             expression = f"{of_modality} and {expression}" if expression else of_modality
@@ -462,6 +463,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             FilterError: If a filter cannot be expressed.
             ValueError: If neither ids nor filters are given: that would delete everything.
         """
+        _check_ids(node_ids)
         if node_ids is None and not self._expression(filters, None, None):
             raise ValueError("delete_nodes needs node_ids or filters; clear() deletes everything")
         for ids in [None] if node_ids is None else _chunks(list(node_ids), _MAX_IDS):
@@ -579,6 +581,8 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         return OUTPUT_FIELDS if self._passport else ["*"]
 
     def _partition_names(self, modality: Modality | None) -> list[str] | None:
+        if modality is not None and modality not in PARTITIONS:
+            raise ValueError(f"modality is {modality!r}, expected 'image', 'text' or None")
         if modality is None or not self._is_partitioned:
             return None
         return [PARTITIONS[modality]]
@@ -700,6 +704,11 @@ def _naming(filters: MetadataFilters | None) -> Iterator[None]:
         ):
             raise FilterError(f"Milvus refuses {filters!r}: {err.message}") from err
         raise
+
+
+def _check_ids(node_ids: Sequence[str] | None) -> None:
+    if isinstance(node_ids, str):
+        raise TypeError("node_ids is one str, expected a list of ids")
 
 
 def _chunks(ids: list[str], size: int) -> Iterator[list[str]]:

@@ -16,6 +16,7 @@ from .encoder import Encoder
 from .errors import DimensionMismatchError
 from .nodes import is_image_node
 from .notes import exclude_from_models
+from .rows import COLUMNS
 from .vectors import Rows, l2_normalize
 
 # Radford et al. 2021, section 3.1.4; and cn_clip's eval/cvinw_zeroshot_templates.py.
@@ -88,8 +89,11 @@ class ZeroShotTagger(TransformComponent):
             raise ValueError(f"top_k is {top_k}, expected at least 1")
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}, expected a probability from 0 to 1")
-        if not key:
-            raise ValueError("key is empty, expected a metadata key such as 'tags'")
+        if not key or key in COLUMNS:
+            raise ValueError(
+                f"key is {key!r}, expected a metadata key such as 'tags' that is not one of the "
+                "store's own columns"
+            )
         super().__init__(  # type: ignore[call-arg]
             embed_model=embed_model,
             labels=prompts,

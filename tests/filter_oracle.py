@@ -260,6 +260,13 @@ KNOWN = [
     group(one("last_modified_date", ">=", "2024-05-01"), one("last_modified_date", "<", "2024-06")),
     group(one("mixed", "in", [*map(str, range(1000))]), one("number", "in", [*range(1000)])),
     group(one("key-dash", "nin", [*range(50)]), one("width", "nin", [*range(0, 2000, 2)])),
+    # 2**53 + 1 is another number, though its float is the same.
+    group(one("list", "contains", 2**53), one("list", "all", [2**53]), condition="or"),
+    # A server searches by no chain of 48.
+    group(*(one("number", "==", number) for number in range(300)), condition="or"),
+    group(*(one("mixed", "!=", str(number)) for number in range(100))),
+    group(*(one("tags", "contains", "猫") for _ in range(60))),
+    group(one("list", "all", ["猫"] * 60)),
     nested(20),
     nested(30),
 ]

@@ -14,6 +14,7 @@ from llama_index_clip_ext import (
     ingest_images,
 )
 from llama_index_clip_ext import lite as lite_files
+from llama_index_clip_ext.demo.captions import COLOURS, SHAPES, Scene, class_caption
 from llama_index_clip_ext.demo.run import draw_pictures
 
 
@@ -75,6 +76,53 @@ def test_both_are_asked_and_fused_by_rank(bilingual):
             sorted(scores.values(), reverse=True)[:5]
         )
         assert all(hit.score == pytest.approx(scores[hit.node.node_id]) for hit in hits)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("routing", ["script", "both"])
+def test_whatever_the_routing_what_is_asked_for_comes_first(bilingual, language, routing):
+    retriever = BilingualRetriever(bilingual.english, bilingual.chinese, routing=routing)
+    shown = {(file.split("-", 1)[1]) for file in names(_everything(bilingual))}
+    scenes = [Scene(colour, shape) for colour in COLOURS for shape in SHAPES]
+    scenes = [one for one in scenes if f"{one.colour}-{one.shape}.png" in shown]
+    assert len(scenes) > 50
+    right = [
+        names(retriever.retrieve(class_caption(one, language)))[0].endswith(
+            f"{one.colour}-{one.shape}.png"
+        )
+        for one in scenes
+    ]
+    assert sum(right) / len(right) >= 0.95
+
+
+def _everything(bilingual):
+    one = bilingual.english
+    return create_retriever(one.embed_model, one.vector_store, similarity_top_k=200).retrieve("x")
+
+
+def test_an_english_model_that_reads_chinese_is_asked_too(bilingual, monkeypatch):
+    both = BilingualRetriever(bilingual.english, bilingual.chinese, routing="both")
+    assert [one.score for one in both.retrieve("红色圆形")] == [
+        one.score for one in bilingual.chinese.retrieve("红色圆形")
+    ]
+    monkeypatch.setattr(type(bilingual.english.embed_model.encoder), "reads", lambda *_: True)
+    hits = both.retrieve("红色圆形")
+    assert hits[0].score <= 2 / 61
+    # The cosine is that of the model that reads the script, whose answer comes first.
+    best = bilingual.chinese.retrieve("红色圆形")[0]
+    (same,) = (hit for hit in hits if hit.node_id == best.node_id)
+    assert same.node.metadata["retrieval_similarity"] == pytest.approx(best.score)
+    assert same.node.metadata["retrieval_modality"] == "image"
+
+
+def test_a_collection_that_was_not_filled_is_named(models, folder, tmp_path, caplog):
+    with create_bilingual_retriever(*models, uri=tmp_path / "half.db") as retriever:
+        picture = sorted((folder / "pictures").glob("*.png"))[0]
+        ingest_images([picture], embed_model=models[0], vector_store=retriever.english.vector_store)
+        assert len(retriever.retrieve("a red circle")) == 1
+        assert "is empty" not in caplog.text
+        assert retriever.retrieve("红色圆形") == asyncio.run(retriever.aretrieve("红色圆形")) == []
+        assert "collection 'clip_ext_zh' is empty: ingest the pictures" in caplog.text
 
 
 @pytest.mark.parametrize("routing", ["script", "both"])

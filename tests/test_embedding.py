@@ -17,6 +17,7 @@ from llama_index.core import Settings
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.embeddings import MultiModalEmbedding
+from llama_index.core.rate_limiter import TokenBucketRateLimiter
 from llama_index.core.schema import (
     Document,
     ImageDocument,
@@ -369,6 +370,52 @@ def test_a_pickle_is_small_and_works_and_a_copy_shares_the_weights(clip_dir, red
     assert again.embed_batch_size == 7
     np.testing.assert_array_equal(again.get_image_embedding(red), expected)
     assert deepcopy(embed_model).encoder is embed_model.encoder
+
+
+def test_what_does_not_pickle_is_left_at_home_and_kept_there(clip_dir, red, caplog):
+    limiter = TokenBucketRateLimiter(requests_per_minute=600)
+    handler, cache = LlamaDebugHandler(), SimpleKVStore()
+    handler.lock = cache.lock = threading.Lock()
+    embed_model = CLIPEmbedding(
+        clip_dir,
+        rate_limiter=limiter,
+        embeddings_cache=cache,
+        callback_manager=CallbackManager([handler]),
+    )
+    expected = embed_model.get_image_embedding(red)
+    with caplog.at_level(logging.WARNING):
+        again = pickle.loads(pickle.dumps(embed_model))
+    (message,) = (record.message for record in caplog.records if "dual_encoder" in record.name)
+    assert message.startswith("callback_manager, embeddings_cache, rate_limiter do not pickle")
+    assert (embed_model.rate_limiter, embed_model.embeddings_cache) == (limiter, cache)
+    assert embed_model.callback_manager.handlers == [handler]
+    assert (again.rate_limiter, again.embeddings_cache) == (None, None)
+    for one in (embed_model, again):
+        np.testing.assert_allclose(one.get_image_embedding(red), expected, atol=1e-6)
+        assert len(one.get_text_embedding("soup")) == one.dim
+
+
+def test_a_stream_that_can_be_read_once_is(clip_dir, red):
+    class Once(io.BytesIO):
+        def seekable(self):
+            return False
+
+    content = red.read_bytes()
+    cached = CLIPEmbedding(clip_dir, embeddings_cache=SimpleKVStore())
+    expected = cached.get_image_embedding(content)
+    np.testing.assert_allclose(cached.get_image_embedding(Once(content)), expected, atol=1e-6)
+    failures = cached.embed_images([Once(b""), Once(content)], on_error="skip").failures
+    assert [failure.index for failure in failures] == [0]
+
+
+@pytest.mark.parametrize("options", [{}, {"embeddings_cache": SimpleKVStore()}])
+def test_what_is_no_text_says_so_and_half_a_character_is_passed_over(clip_dir, options):
+    embed_model = CLIPEmbedding(clip_dir, **options)
+    with pytest.raises(TypeError, match="text 1 is a NoneType, expected str"):
+        embed_model.get_text_embedding_batch(["a", None])
+    np.testing.assert_allclose(
+        embed_model.get_text_embedding("a \ud83d cat"), embed_model.get_text_embedding("a ? cat")
+    )
 
 
 def test_it_works_in_a_spawned_process(clip_dir, red):

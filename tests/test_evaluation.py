@@ -1,4 +1,5 @@
 import asyncio
+import base64
 import json
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from by_hand import MODEL, NEAR_X, X, Y, image, text
 from llama_index.core.callbacks import CallbackManager
+from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.schema import ImageNode
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from PIL import Image
@@ -204,6 +206,35 @@ def test_pairs_are_read_from_a_file(tmp_path):
         ("猫", Path("/c.png")),
     ]
     assert read_pairs(str(tmp_path / "b.csv")) == [("two\r\nlines", tmp_path / "b.png")]
+    (tmp_path / "c.csv").write_text("text, image\na cat, b.png\n")
+    assert read_pairs(tmp_path / "c.csv") == [("a cat", tmp_path / "b.png")]
+
+
+def test_pixels_are_of_no_file(retriever):
+    with pytest.raises(TypeError, match="image of pair 0 is a PIL image RGB 2x2: pixels do not"):
+        evaluate_retrieval(retriever, [("x", Image.new("RGB", (2, 2)))])
+
+
+def test_images_that_came_by_llama_indexs_roads_are_found(clip, pictures, tmp_path):
+    files = sorted(pictures.iterdir())
+    with create_vector_store(clip, uri=tmp_path / "roads.db") as store:
+        nodes = [ImageNode(image_path=str(file)) for file in files[1:]]
+        nodes.append(ImageNode(image=base64.b64encode(files[0].read_bytes()).decode()))
+        IngestionPipeline(transformations=[clip], vector_store=store).run(nodes=nodes)
+        result = evaluate_retrieval(
+            create_retriever(clip, store), [(file.stem, file) for file in files]
+        )
+        assert (result.n_images, result.text_to_image["recall@5"].value) == (5, 1)
+
+
+def test_by_words_alone_too(clip, pictures, tmp_path):
+    for file in list(pictures.iterdir()):
+        file.with_suffix(".txt").write_text(f"a {file.stem} thing")
+    with create_vector_store(clip, uri=tmp_path / "words.db", full_text="english") as store:
+        ingest_images(pictures, embed_model=clip, vector_store=store)
+        words = create_retriever(clip, store, vector_store_query_mode="text_search")
+        pairs = [(file.stem, file) for file in pictures.glob("*.png")]
+        assert evaluate_retrieval(words, pairs).text_to_image["recall@1"].value == 1
 
 
 @pytest.mark.parametrize(
@@ -214,10 +245,12 @@ def test_pairs_are_read_from_a_file(tmp_path):
         ("a.jsonl", '["x", "y"]', "record 1"),
         ("a.csv", "text,path\nx,y", "record 1"),
         ("a.txt", "x y", "ending in .jsonl or .csv"),
+        ("a.csv", "text,image\n" + "x" * 200_000 + ",y", "a.csv: damaged, or no CSV .field larger"),
+        ("a.csv", "text,image\ncaf\xe9,y".encode("latin-1"), "a.csv: expected a text in UTF-8"),
     ],
 )
 def test_a_file_without_pairs(tmp_path, name, content, message):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message):
         read_pairs(tmp_path / name)
 

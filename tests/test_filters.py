@@ -118,7 +118,7 @@ def test_columns(item, expected):
         (
             has("n-1", ["a", "b"], "in"),
             '($meta["n-1"] in ["a", "b"])',
-            '($meta["n-1"] == "a" or $meta["n-1"] == "b")',
+            '(($meta["n-1"] == "a") or ($meta["n-1"] == "b"))',
         ),
         (
             has("n", [2, 2.5], "in"),

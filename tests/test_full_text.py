@@ -205,10 +205,11 @@ def test_both_are_fused_by_rank_and_keep_their_scores(store):
     assert result.ids == ["both", "far", "near"]
     assert result.similarities == pytest.approx([scores[name] for name in result.ids])
     hits = {node.node_id: node for node in result.nodes}
-    assert hits["both"].metadata["similarity"] == pytest.approx(0.6, abs=1e-6)
-    assert hits["near"].metadata == {"similarity": pytest.approx(1.0)}
+    assert hits["both"].metadata["retrieval_similarity"] == pytest.approx(0.6, abs=1e-6)
+    assert hits["near"].metadata == {"retrieval_similarity": pytest.approx(1.0)}
     by_words = store.query(words("red circle"))
-    assert [hits[name].metadata["bm25"] for name in ("both", "far")] == by_words.similarities
+    scores = [hits[name].metadata["retrieval_bm25"] for name in ("both", "far")]
+    assert scores == by_words.similarities
     for node in result.nodes:
         assert node.get_content(MetadataMode.LLM) == node.text
         assert node.get_content(MetadataMode.EMBED) == node.text
@@ -535,7 +536,7 @@ class TestRetriever:
         assert self.names(half)[0] == "green.png"
         assert len(half) == 5
         assert self.names(vectors) == self.names(create_retriever(clip, filled).retrieve("a horse"))
-        assert {"similarity", "bm25"} <= set(half[0].node.metadata)
+        assert {"retrieval_similarity", "retrieval_bm25"} <= set(half[0].node.metadata)
 
     def test_images_and_texts_are_both_found_by_words(self, clip, filled):
         retriever = create_retriever(
@@ -543,7 +544,7 @@ class TestRetriever:
         )
         hits = retriever.retrieve("meadow")
         assert set(self.names(hits)) == {"green.png", "t1"}
-        assert {hit.node.metadata["modality"] for hit in hits} == {"image", "text"}
+        assert {hit.node.metadata["retrieval_modality"] for hit in hits} == {"image", "text"}
 
     def test_a_picture_has_no_words(self, clip, filled, pictures):
         retriever = create_retriever(clip, filled, vector_store_query_mode="hybrid")

@@ -28,39 +28,19 @@ def test_of_equal_scores_the_one_first_seen_comes_first():
     assert fused[0][1] == fused[1][1]
 
 
-def test_weights_decide_between_rankings():
-    rankings = [["a", "b"], ["b", "a"]]
-
-    assert [item for item, _ in reciprocal_rank_fusion(rankings, weights=[2, 1], key=same)] == [
-        "a",
-        "b",
-    ]
-    fused = reciprocal_rank_fusion(rankings, weights=[0.25, 0.75], key=same)
-    assert fused == [
-        ("b", pytest.approx(0.25 / 62 + 0.75 / 61)),
-        ("a", pytest.approx(0.25 / 61 + 0.75 / 62)),
-    ]
-
-
-def test_a_ranking_of_weight_0_adds_nothing():
-    fused = reciprocal_rank_fusion([["a"], ["b", "a"]], weights=[1, 0], key=same)
-
-    assert fused == [("a", pytest.approx(1 / 61))]
-
-
 def test_the_key_tells_items_apart_and_the_first_seen_stays():
     first, again = {"id": 1, "from": "vectors"}, {"id": 1, "from": "words"}
 
-    fused = reciprocal_rank_fusion([[first], [again]], key=lambda item: item["id"], k=0)
+    fused = reciprocal_rank_fusion([[first], [again]], key=lambda item: item["id"])
 
-    assert fused == [(first, pytest.approx(2.0))]
+    assert fused == [(first, pytest.approx(2 / 61))]
 
 
 def test_an_item_listed_twice_counts_at_its_better_rank():
     # The next one keeps its place in the list, 3.
-    fused = reciprocal_rank_fusion([["a", "a", "b"]], key=same, k=0)
+    fused = reciprocal_rank_fusion([["a", "a", "b"]], key=same)
 
-    assert fused == [("a", 1.0), ("b", pytest.approx(1 / 3))]
+    assert fused == [("a", pytest.approx(1 / 61)), ("b", pytest.approx(1 / 63))]
 
 
 def test_nothing_fused_is_nothing():
@@ -69,18 +49,17 @@ def test_nothing_fused_is_nothing():
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"),
+    ("weights", "reason"),
     [
-        ({"weights": [1.0]}, "1 weights for 2 rankings"),
-        ({"weights": [1.0, -0.1]}, "from 0 up"),
-        ({"weights": [1.0, math.nan]}, "from 0 up"),
-        ({"weights": [0, 0]}, "all weights are 0"),
-        ({"k": -1}, "k is -1"),
+        ([1.0], "1 weights for 2 rankings"),
+        ([1.0, -0.1], "from 0 up"),
+        ([1.0, math.nan], "from 0 up"),
+        ([0, 0], "all weights are 0"),
     ],
 )
-def test_impossible_weights_are_refused(options, reason):
+def test_impossible_weights_are_refused(weights, reason):
     with pytest.raises(ValueError, match=reason):
-        reciprocal_rank_fusion([["a"], ["b"]], key=same, **options)
+        relative_score_fusion([[("a", 1.0)], [("b", 1.0)]], weights=weights, key=same)
 
 
 @given(st.lists(st.lists(st.integers(0, 20), unique=True), max_size=4))

@@ -40,14 +40,23 @@ def test_the_best_of_near_duplicates_stays_and_names_the_others(store, rows):
     collapse = NearDuplicatePostprocessor(vector_store=store)  # cos 5 degrees is 0.996
     hits = collapse.postprocess_nodes(hits_of(rows))
     assert ids(hits) == ["0", "60"]
-    assert [hit.node.metadata["near_duplicates"] for hit in hits] == [["5"], ["64"]]
-    assert "near_duplicates" in hits[0].node.excluded_llm_metadata_keys
+    assert [hit.node.metadata["retrieval_near_duplicates"] for hit in hits] == [["5"], ["64"]]
+    assert "retrieval_near_duplicates" in hits[0].node.excluded_llm_metadata_keys
     assert ids(asyncio.run(collapse.apostprocess_nodes(hits_of(rows[::-1])))) == ["64", "5"]
     loose = NearDuplicatePostprocessor(vector_store=store, threshold=0.4)
     assert ids(loose.postprocess_nodes(hits_of(rows))) == ["0"]
     exact = NearDuplicatePostprocessor(vector_store=store, threshold=1.0)
     assert ids(exact.postprocess_nodes(hits_of(rows))) == ["0", "5", "60", "64"]
     assert collapse.postprocess_nodes([]) == []
+
+
+def test_a_second_pass_adds_up_and_repeats_nothing(store, rows):
+    close = NearDuplicatePostprocessor(vector_store=store)
+    loose = NearDuplicatePostprocessor(vector_store=store, threshold=0.4)
+    hits = close.postprocess_nodes(close.postprocess_nodes(hits_of(rows)))
+    assert [hit.node.metadata["retrieval_near_duplicates"] for hit in hits] == [["5"], ["64"]]
+    (hit,) = loose.postprocess_nodes(hits)
+    assert hit.node.metadata["retrieval_near_duplicates"] == ["5", "60", "64"]
 
 
 def test_hits_of_another_store_are_left_as_they_are(store, rows):
@@ -80,7 +89,7 @@ def test_one_picture_in_three_files_is_one_hit(tmp_path):
         )
         hits = collapsing.retrieve_image(stream)
         assert [hit.node.metadata["file_name"][:2] for hit in hits].count("03") == 1
-        assert len(hits[0].node.metadata["near_duplicates"]) == 2
+        assert len(hits[0].node.metadata["retrieval_near_duplicates"]) == 2
 
 
 def test_an_impossible_threshold_says_so(store):

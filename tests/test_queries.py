@@ -4,11 +4,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from llama_index.core import VectorStoreIndex
-from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle, TextNode
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from PIL import Image
 
-from llama_index_clip_ext import EmbeddingError, create_retriever, ingest_images
+from llama_index_clip_ext import (
+    EmbeddingError,
+    create_retriever,
+    create_vector_store,
+    ingest_images,
+)
 from llama_index_clip_ext.queries import asked_by, rocchio
 
 
@@ -56,6 +61,53 @@ def test_weight_one_and_zero_is_the_text_alone(clip, pictures, retriever):
     assert names(retriever.retrieve(only_text)) == names(retriever.retrieve("soup"))
 
 
+def test_what_counts_nothing_is_no_part_of_the_query(clip, store, pictures, tmp_path):
+    red = pictures / "red.png"
+    for weights, asked in (((1, 0), "text"), ((0, 1), "image"), ((1, 0.1), "composed")):
+        assert asked_by(clip.compose_query(text="soup", image=red, weights=weights)) == asked
+    several = clip.compose_query(text=["soup", "salt"], image=[red, red], weights=(0, 1, 0, 2))
+    assert several.query_str == "salt"
+    (pictures / "blue.txt").write_text("a picture of soup")
+    with create_vector_store(clip, uri=tmp_path / "w.db", full_text="english") as words:
+        ingest_images(pictures, embed_model=clip, vector_store=words)
+        hybrid = create_retriever(clip, words, vector_store_query_mode="hybrid")
+        # Words of no weight are not searched for either.
+        alone = clip.compose_query(text="soup", image=red, weights=(0, 1))
+        assert names(hybrid.retrieve(alone)) == names(hybrid.retrieve_image(red))
+
+
+def test_a_composed_query_is_asked_whole_by_every_method(clip, retriever, pictures):
+    composed = clip.compose_query(image=pictures / "red.png", minus=["soup"], text="salt")
+    expected = names(retriever.retrieve(composed))
+    assert names(retriever.text_to_image_retrieve(composed)) == expected
+    assert names(retriever.image_to_image_retrieve(composed)) == expected
+    by_bytes = clip.compose_query(image=(pictures / "red.png").read_bytes(), minus=["soup"])
+    assert len(retriever.image_to_image_retrieve(by_bytes)) == 3
+    retriever.vector_store.add(clip([TextNode(text=one, id_=one) for one in ("soup", "salt")]))
+    texts = create_retriever(clip, retriever.vector_store, modality="text")
+    for bundle in (composed, QueryBundle("", image_path=str(pictures / "red.png"))):
+        scores = [(hit.node_id, pytest.approx(hit.score)) for hit in texts.retrieve(bundle)]
+        for hits in (
+            retriever.text_retrieve(bundle),
+            asyncio.run(retriever.atext_retrieve(bundle)),
+        ):
+            assert [(hit.node_id, hit.score) for hit in hits] == scores
+
+
+def test_words_alone_take_no_picture_and_no_example(clip, pictures, tmp_path):
+    with create_vector_store(clip, uri=tmp_path / "w.db", full_text="english") as words:
+        ingest_images(pictures, embed_model=clip, vector_store=words)
+        retriever = create_retriever(clip, words, vector_store_query_mode="text_search")
+        for ask in (
+            lambda: retriever.retrieve(clip.compose_query(text="soup", minus=["salt"])),
+            lambda: retriever.retrieve(QueryBundle("a", image_path=str(pictures / "red.png"))),
+            lambda: retriever.retrieve_image(pictures / "red.png"),
+            lambda: retriever.retrieve_like([pictures / "red.png"], query="soup"),
+        ):
+            with pytest.raises(ValueError, match="'text_search' asks for words alone"):
+                ask()
+
+
 def test_the_async_twin_composes_the_same(clip, pictures):
     ask = {"text": "soup", "image": pictures / "red.png", "minus": ["salt"]}
     composed = asyncio.run(clip.acompose_query(**ask))
@@ -96,6 +148,7 @@ def test_a_string_in_minus_never_opens_a_file(clip, pictures):
         ({"text": "soup", "weights": [-1]}, ValueError, "what to avoid goes into minus"),
         ({"text": "soup", "weights": [float("nan")]}, ValueError, "expected numbers from 0 up"),
         ({"text": "soup", "weights": [0]}, ValueError, "all weights are 0"),
+        ({"text": " "}, ValueError, "a text of the query is blank"),
         ({"text": "soup", "minus": "salt"}, TypeError, "minus is one str"),
         ({"text": "soup", "minus_weight": -1}, ValueError, "minus_weight is -1"),
         ({"text": "soup", "minus": ["soup"]}, EmbeddingError, "cancel each other out"),
@@ -143,6 +196,20 @@ def test_examples_that_are_none_say_so(retriever):
         retriever.retrieve_like(["red.png"])
     with pytest.raises(TypeError, match="expected a list of ids and images, got one str"):
         retriever.retrieve_like("red.png")
+    with pytest.raises(TypeError, match="expected a list of ids and images, got one NodeWithScore"):
+        retriever.retrieve_like(retriever.retrieve("soup")[0])
+    one = [retriever.retrieve("soup")[0]]
+    for weights in ((1, 1), (1, -1, 0), (1, float("nan"), 0)):
+        with pytest.raises(ValueError, match="expected three numbers from 0 up"):
+            retriever.retrieve_like(one, weights=weights)
+
+
+def test_a_cutoff_by_the_best_does_not_count_the_examples(clip, store):
+    store.add(clip([TextNode(text=one, id_=one) for one in ("soup", "a soup", "salt")]))
+    texts = create_retriever(clip, store, modality="text")
+    best = texts.retrieve_like(["soup"])[0].score
+    strict = create_retriever(clip, store, modality="text", relative_cutoff=1)
+    assert [hit.score for hit in strict.retrieve_like(["soup"])] == [pytest.approx(best)]
 
 
 def test_an_image_and_its_copies_are_left_out_by_content(clip, store, pictures):
@@ -162,6 +229,9 @@ def test_an_image_and_its_copies_are_left_out_by_content(clip, store, pictures):
     assert names(retriever.retrieve_image(red))[0] in ("red.png", "copy.png")  # As it was.
     with Image.open(red) as picture, pytest.raises(ValueError, match="pass a path or bytes"):
         retriever.retrieve_image(picture, exclude_self=True)
+    # What came by one of LlamaIndex's roads is known by its file, too.
+    store.add(clip([ImageNode(image_path=str(red), id_="by path")]))
+    assert "by path" not in names(retriever.retrieve_image(red, exclude_self=True))
     # A text has no content hash, and stays.
     both = create_retriever(clip, store, similarity_top_k=9, modality="both")
     assert "t1" in names(both.retrieve_image(red, exclude_self=True))

@@ -57,6 +57,32 @@ def test_scores_are_cosines_best_first_and_hits_are_image_nodes(clip, retriever,
     assert names(hits) == sorted(expected, key=expected.get, reverse=True)[:3]
 
 
+def test_diverse_hits_by_a_threshold(clip, filled):
+    plain = names(create_retriever(clip, filled, similarity_top_k=5).retrieve("soup"))
+    for threshold, alike in ((1.0, True), (0.0, False)):
+        mmr = create_retriever(
+            clip,
+            filled,
+            similarity_top_k=5,
+            vector_store_query_mode="mmr",
+            mmr_threshold=threshold,
+        )
+        assert (names(mmr.retrieve("soup")) == plain) is alike
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 7}, "alpha is 7"),
+        ({"vector_store_query_mode": "svm"}, "'svm'.* is not supported; use DEFAULT"),
+        ({"similarity_top_k": 0}, "similarity_top_k is 0"),
+    ],
+)
+def test_options_that_are_impossible_are_refused_at_once(clip, filled, options, message):
+    with pytest.raises(ValueError, match=message):
+        create_retriever(clip, filled, **options)
+
+
 @pytest.mark.parametrize("kind", ["path", "str", "bytes", "pil", "node"])
 def test_an_image_finds_itself_first(retriever, pictures, kind):
     path = pictures / "green.png"

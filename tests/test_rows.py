@@ -13,6 +13,7 @@ from llama_index.core.schema import (
     ImageNode,
     IndexNode,
     MediaResource,
+    MetadataMode,
     Node,
     NodeRelationship,
     RelatedNodeInfo,
@@ -224,11 +225,53 @@ def test_metadata_that_no_integer_column_holds_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("metadata", "key"), [({"$meta": 1}, r"\$meta"), ({"n": 2**70}, "n"), ({"n": object()}, "n")]
+    ("metadata", "key"),
+    [
+        ({"$meta": 1}, r"\$meta"),
+        ({"n": 2**70}, "n"),
+        ({"n": [2**63]}, "n"),
+        ({"n": {"of": {"camera": -(2**63) - 1}}}, "n"),
+        ({"n": object()}, "n"),
+    ],
 )
 def test_metadata_that_milvus_would_choke_on_is_refused_with_its_node(metadata, key):
     with pytest.raises((TypeError, ValueError), match=f"node 'a': .*'{key}'"):
         check_node(image("a", **metadata))
+
+
+def test_integers_of_64_bits_are_taken_however_deep():
+    row = check_node(image("a", n={"of": [2**63 - 1, -(2**63)]}, digits=f"{2**70}"))
+    assert row["n"] == [{"of": [2**63 - 1, -(2**63)]}]
+
+
+def test_a_key_named_like_the_words_of_full_text_is_kept_apart():
+    assert check_node(text("a", sparse_embedding=1))["$sparse_embedding"] == 1
+
+
+def test_a_node_without_an_id_is_refused():
+    with pytest.raises(ValueError, match="empty id"):
+        check_node(TextNode(id_="", text="a"))
+
+
+def test_an_image_that_can_be_read_is_known_by_its_content(tmp_path):
+    file = tmp_path / "a.png"
+    file.write_bytes(b"content")
+    expected = hashlib.sha256(b"content").hexdigest()
+    encoded = base64.b64encode(b"content").decode()
+    for node in (
+        ImageNode(image_path=str(file)),
+        ImageNode(image=encoded),
+        Node(image_resource=MediaResource(path=file)),
+    ):
+        row = check_node(node)
+        assert row["content_hash"] == expected
+        again = row_to_node(row)
+        assert again.metadata == {"content_hash": expected}
+        assert expected not in again.get_content(MetadataMode.LLM)
+        assert expected not in again.get_content(MetadataMode.EMBED)
+        assert node_hash(again) == row["node_hash"]
+        assert node.metadata == {}
+    assert check_node(ImageNode(image_path="/gone.png"))["content_hash"] == ""
 
 
 def test_a_name_that_is_no_unicode_is_refused_with_its_node():
@@ -306,6 +349,7 @@ def test_a_row_of_another_program_becomes_an_image_node():
     assert node.node_id == "7"
     assert node.image_path == "/a.png"
     assert node.metadata == {"file_path": "/a.png", "label": "cat"}
+    assert node.embedding == X
 
 
 def test_every_row_has_every_column():

@@ -4,7 +4,14 @@ import logging
 import numpy as np
 import pytest
 from llama_index.core.postprocessor import SimilarityPostprocessor
-from llama_index.core.schema import ImageNode, MetadataMode, NodeWithScore, TextNode
+from llama_index.core.schema import (
+    ImageNode,
+    MetadataMode,
+    NodeWithScore,
+    QueryBundle,
+    TextNode,
+)
+from PIL import Image
 
 from llama_index_clip_ext import (
     CLIPEmbedding,
@@ -57,17 +64,20 @@ def test_images_and_texts_are_fused_by_rank_and_keep_their_cosines(clip, filled,
     assert names(hits) == names(expected)
     assert [hit.score for hit in hits] == pytest.approx([1 / 61, 1 / 61, 1 / 62, 1 / 62])
     for hit, other in zip(hits, expected, strict=True):
-        assert hit.node.metadata["similarity"] == pytest.approx(other.score, abs=1e-6)
-    assert [hit.node.metadata["modality"] for hit in hits] == ["image", "text"] * 2
+        assert hit.node.metadata["retrieval_similarity"] == pytest.approx(other.score, abs=1e-6)
+    assert [hit.node.metadata["retrieval_modality"] for hit in hits] == ["image", "text"] * 2
     for hit in hits:
         for mode in (MetadataMode.EMBED, MetadataMode.LLM):
-            assert "similarity" not in hit.node.get_content(mode)
+            assert "retrieval_similarity" not in hit.node.get_content(mode)
     for again in (
         asyncio.run(retriever.aretrieve("a red thing")),
         retriever.retrieve("a red thing"),
     ):
         assert names(again) == names(hits)
-    assert "similarity" not in images[0].node.metadata
+    # Without a fusion, too, so that one which comes later does not lose them.
+    for hit, modality in ((images[0], "image"), (texts[0], "text")):
+        assert hit.node.metadata["retrieval_similarity"] == hit.score
+        assert hit.node.metadata["retrieval_modality"] == modality
 
 
 def test_cutoffs_by_hand():
@@ -128,12 +138,23 @@ def test_the_usual_cutoff_is_warned_about_where_no_text_reaches_it(clip, filled,
         return caplog.messages
 
     (message,) = warnings(clip, filled)
-    assert "SimilarityPostprocessor(similarity_cutoff=0.7) drops every text-to-image hit" in message
+    assert "SimilarityPostprocessor(similarity_cutoff=0.7) drops every hit: good text-to-image" in (
+        message
+    )
     assert len(warnings(clip, filled, modality="both")) == 1
     assert warnings(clip, filled, modality="text") == []
     assert warnings(demo[0], demo[1], calibrated=True) == []
+    words = {"vector_store_query_mode": "text_search"}
+    both = {"vector_store_query_mode": "hybrid"}
+    assert warnings(clip, filled, **words) == []
+    assert "ranks are fused" in warnings(clip, filled, **both)[0]
+    assert warnings(clip, filled, **both, alpha=0.5) == []
     usual[0] = SimilarityPostprocessor(similarity_cutoff=0.2)
     assert warnings(clip, filled) == []
+    assert "ranks are fused" in warnings(clip, filled, modality="both")[0]
+    assert "ranks are fused" in warnings(demo[0], demo[1], modality="both", calibrated=True)[0]
+    usual[0] = SimilarityPostprocessor(similarity_cutoff=0.03)
+    assert warnings(clip, filled, modality="both") == []
 
 
 def test_postprocessors_are_applied_in_order_sync_and_async(clip, filled):
@@ -167,6 +188,47 @@ def test_the_statistics_are_those_of_unrelated_pairs_by_hand(demo):
     assert measured["text->text"].mean > measured["text->image"].mean
 
 
+def test_a_part_of_no_weight_does_not_change_what_a_score_means(demo):
+    embed_model, store, pictures = demo
+    retriever = create_retriever(embed_model, store, calibrated=True)
+    query = next(iter(sorted(pictures.glob("*.png"))))
+
+    def scores(hits):
+        return [(hit.node_id, pytest.approx(hit.score, abs=1e-3)) for hit in hits]
+
+    both = QueryBundle("red", image_path=str(query))
+    by_text, by_image = retriever.retrieve("red"), retriever.retrieve_image(query)
+    for weights, alone in (((1, 0), by_text), ((0, 1), by_image)):
+        composed = embed_model.compose_query(text="red", image=query, weights=weights)
+        assert [(hit.node_id, hit.score) for hit in retriever.retrieve(composed)] == scores(alone)
+    for ask, alone in (
+        (retriever.text_to_image_retrieve, by_text),
+        (retriever.image_to_image_retrieve, by_image),
+    ):
+        assert [(hit.node_id, hit.score) for hit in ask(both)] == scores(alone)
+    # Like a text is as by a text.
+    (text,) = store.sample_nodes("text", 1)
+    like = retriever.retrieve_like([text.node_id])
+    asked = retriever.retrieve(QueryBundle("x", embedding=text.embedding))
+    assert [(hit.node_id, hit.score) for hit in like] == scores(asked)
+
+
+def test_both_may_be_asked_for_where_there_are_no_texts(clip, store, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(12):
+        Image.new("RGB", (8, 8), (20 * number, 0, 255 - 20 * number)).save(folder / f"{number}.png")
+    ingest_images(folder, embed_model=clip, vector_store=store)
+    calibrate_scores(clip, store, texts=[f"soup {number}" for number in range(12)])
+    both = create_retriever(clip, store, calibrated=True, modality="both")
+    assert len(both.retrieve("soup")) == 5
+    store.add(clip([TextNode(text="soup")]))
+    with pytest.raises(ValueError, match="text->text is not calibrated.* too few texts"):
+        both.retrieve("soup")
+    with pytest.raises(TypeError, match="texts is one str"):
+        calibrate_scores(clip, store, texts="soup")
+
+
 def test_calibrated_scores_are_standard_deviations_and_keep_the_cosine(demo):
     embed_model, store, pictures = demo
     plain = create_retriever(embed_model, store)
@@ -183,7 +245,7 @@ def test_calibrated_scores_are_standard_deviations_and_keep_the_cosine(demo):
         before, after = ask(plain), ask(calibrated)
         assert names(before) == names(after)
         for hit, other in zip(after, before, strict=True):
-            assert hit.node.metadata["similarity"] == pytest.approx(other.score, abs=1e-6)
+            assert hit.node.metadata["retrieval_similarity"] == pytest.approx(other.score, abs=1e-6)
             expected = (other.score - statistics.mean) / statistics.std
             assert hit.score == pytest.approx(expected, abs=1e-5)
 

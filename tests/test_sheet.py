@@ -95,5 +95,5 @@ def test_a_cosine_stands_beside_a_score_that_is_none():
             [NodeWithScore(node=TextNode(text="x", metadata=metadata), score=score)]
         )
 
-    assert sheet(0.016, similarity=0.449) != sheet(0.016)
-    assert sheet(0.449, similarity=0.449) == sheet(0.449)
+    assert sheet(0.016, retrieval_similarity=0.449) != sheet(0.016)
+    assert sheet(0.449, retrieval_similarity=0.449) == sheet(0.449)

@@ -455,6 +455,32 @@ def test_deleting_nodes_without_a_condition_is_refused(store, filters):
     assert store.count() == 1
 
 
+def test_one_id_is_no_list(store):
+    store.add([image("1"), image("2"), image("12")])
+    for call in (store.get_nodes, store.delete_nodes):
+        with pytest.raises(TypeError, match="node_ids is one str"):
+            call("12")
+    assert store.count() == 3
+
+
+def test_ids_by_filters_and_modality(store):
+    store.add([image("a", width=1), image("b", width=2), text("c", width=2)])
+    assert sorted(store.get_ids()) == ["a", "b", "c"]
+    assert store.get_ids(where("width", 2), "image") == ["b"]
+    assert store.get_ids(modality="text") == ["c"]
+
+
+@pytest.mark.parametrize("modality", ["images", "both", ""])
+def test_another_modality_is_refused(store, modality):
+    for call in (
+        lambda: store.count(modality),
+        lambda: store.get_ids(modality=modality),
+        lambda: store.query(ask(X), modality=modality),
+    ):
+        with pytest.raises(ValueError, match="modality is .*, expected 'image', 'text' or None"):
+            call()
+
+
 def test_clearing_keeps_the_collection_and_its_passport(store):
     store.add([image("a"), text("b")])
 

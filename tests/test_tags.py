@@ -211,7 +211,8 @@ def test_two_taggers_keep_apart(clip, nodes):
         ({"templates": ["a cat"]}, ValueError, "template 'a cat' has no {}"),
         ({"top_k": 0}, ValueError, "top_k is 0"),
         ({"threshold": 1.5}, ValueError, "threshold is 1.5"),
-        ({"key": ""}, ValueError, "key is empty"),
+        ({"key": ""}, ValueError, "key is ''"),
+        ({"key": "file_name"}, ValueError, "key is 'file_name', .* own columns"),
     ],
 )
 def test_impossible_options(clip, options, error, message):

@@ -31,13 +31,14 @@ KINDS = {
     "ImageDocument": ("pink heart", "black cross"),
     "ImageDocument base64": ("orange moon", "black star"),
     "Node(image)": ("purple cross", "black triangle"),
+    "ImageNode captioned": ("green square", "purple star"),
     "TextNode": ("yellow square", "black square"),
     "IndexNode": ("yellow ring", "black circle"),
     "Document": ("yellow moon", "red square"),
     "Node(text)": ("yellow heart", "red moon"),
 }
-IMAGE_KINDS = tuple(KINDS)[:6]
-TEXT_KINDS = tuple(KINDS)[6:]
+IMAGE_KINDS = tuple(KINDS)[:7]
+TEXT_KINDS = tuple(KINDS)[7:]
 # Of these, nothing is left to show: pixels are not stored.
 PIXEL_KINDS = ("ImageNode base64", "ImageDocument base64")
 
@@ -48,6 +49,7 @@ CLASSES = {
     "ImageDocument": ImageDocument,
     "ImageDocument base64": ImageDocument,
     "Node(image)": Node,
+    "ImageNode captioned": ImageNode,
     "TextNode": TextNode,
     "IndexNode": IndexNode,
     "Document": Document,
@@ -93,6 +95,9 @@ def make_node(kind: str, folder: Path, *, earlier: bool = False) -> BaseNode:
         return node
     return {
         "ImageNode": lambda: ImageNode(image_path=str(file), **own),
+        "ImageNode captioned": lambda: ImageNode(
+            image_path=str(file), text=words(kind, earlier=earlier), **own
+        ),
         "ImageNode base64": lambda: ImageNode(image=content, **own),
         "ImageDocument": lambda: ImageDocument(image_path=str(file), **own),
         "ImageDocument base64": lambda: ImageDocument(image=content, **own),

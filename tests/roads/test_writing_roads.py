@@ -30,6 +30,7 @@ from node_kinds import (
 
 from llama_index_clip_ext import (
     CLIPVectorStoreIndex,
+    TextsOnly,
     aingest_images,
     create_vector_store,
     ingest_images,
@@ -40,6 +41,16 @@ def pipeline(mode, model, store, nodes, earlier):
     line = IngestionPipeline(transformations=[model], vector_store=store, disable_cache=True)
     call(mode, line.run, line.arun, nodes=earlier)
     call(mode, line.run, line.arun, nodes=nodes)
+
+
+def pipeline_splitter(transform):
+    def run(mode, model, store, nodes, earlier):
+        line = IngestionPipeline(
+            transformations=[transform(_named(SentenceSplitter())), model], vector_store=store
+        )
+        call(mode, line.run, line.arun, nodes=nodes)
+
+    return run
 
 
 def pipeline_workers(mode, model, store, nodes, earlier):
@@ -170,6 +181,8 @@ def ingest(mode, model, store, nodes, earlier):
 ROADS = {
     "ingest_images": ingest,
     "IngestionPipeline": pipeline,
+    "IngestionPipeline, splitter": pipeline_splitter(lambda splitter: splitter),
+    "IngestionPipeline, TextsOnly(splitter)": pipeline_splitter(TextsOnly),
     "IngestionPipeline, num_workers=2": pipeline_workers,
     "IngestionPipeline, cache": pipeline_cache,
     "IngestionPipeline, docstore upserts": pipeline_docstore(DocstoreStrategy.UPSERTS),
@@ -190,6 +203,12 @@ ROADS = {
     "MultiModalVectorStoreIndex(nodes)": multi_modal_index,
 }
 
+SPLIT_ROADS = (
+    "IngestionPipeline, splitter",
+    "IngestionPipeline, TextsOnly(splitter)",
+    "CLIPVectorStoreIndex.from_documents, splitter",
+)
+
 # Taken with one kind at a time: the cache looks up the whole list of nodes.
 ALONE = ("IngestionPipeline, cache",)
 
@@ -201,11 +220,19 @@ _NOT_SEEN = (
     "llama-index-core drops what is neither an ImageNode nor a TextNode: use CLIPVectorStoreIndex"
 )
 _CACHED = (
-    "llama-index-core's cache knows an image by its metadata alone, and returns an earlier one: "
-    "use load_image_nodes, whose metadata holds the content's hash, or disable_cache=True"
+    "llama-index-core's cache knows an image by its text and metadata only, and takes another for "
+    "it: use load_image_nodes, whose metadata holds the content's hash, or disable_cache=True"
+)
+_IN_BOTH = (
+    "llama-index-core also puts an image with a text into the store of texts, by its text's "
+    "vector: use CLIPVectorStoreIndex"
 )
 _TEXT = "ingest_images is for images, and refuses texts by a TypeError"
 _SPLIT = "llama-index-core's splitter refuses a Node: leave it out, or use a Document"
+_SPLIT_IMAGE = (
+    "llama-index-core's splitter makes a text of an image, or nothing: use TextsOnly(splitter), or "
+    "CLIPVectorStoreIndex"
+)
 _UNLINKED = "llama-index-core's splitter makes a TextNode of an IndexNode: leave it out"
 
 # A hole's reason, and how it shows.
@@ -214,15 +241,22 @@ HOLES = {
     **{
         ("IngestionPipeline, cache", kind): (_CACHED, AssertionError)
         for kind in IMAGE_KINDS
-        if kind != "load_image_nodes"
+        if kind not in ("load_image_nodes", "ImageNode captioned")
     },
-    ("CLIPVectorStoreIndex.from_documents, splitter", "IndexNode"): (_UNLINKED, AssertionError),
-    ("CLIPVectorStoreIndex.from_documents, splitter", "Node(text)"): (_SPLIT, ValueError),
+    **{(road, "IndexNode"): (_UNLINKED, AssertionError) for road in SPLIT_ROADS},
+    **{(road, "Node(text)"): (_SPLIT, ValueError) for road in SPLIT_ROADS},
+    **{
+        ("IngestionPipeline, splitter", kind): (_SPLIT_IMAGE, AssertionError)
+        for kind in IMAGE_KINDS
+        if kind != "Node(image)"
+    },
+    ("IngestionPipeline, splitter", "Node(image)"): (_SPLIT, ValueError),
     **{
         ("VectorStoreIndex(embed_model(nodes))", kind): (_PASSED_OVER, AssertionError)
         for kind in ("ImageDocument", "ImageDocument base64", "Node(image)")
     },
     **{("VectorStoreIndex(nodes)", kind): (_NO_TEXT, AssertionError) for kind in IMAGE_KINDS},
+    ("MultiModalVectorStoreIndex(nodes)", "ImageNode captioned"): (_IN_BOTH, AssertionError),
     **{
         ("MultiModalVectorStoreIndex(nodes)", kind): (_NOT_SEEN, AssertionError)
         for kind in (
@@ -234,7 +268,7 @@ HOLES = {
 
 
 # A chunk of a document is a text node.
-SPLIT_CLASSES = {("CLIPVectorStoreIndex.from_documents, splitter", "Document"): TextNode}
+SPLIT_CLASSES = {(road, "Document"): TextNode for road in SPLIT_ROADS}
 
 
 def cells():

@@ -155,8 +155,7 @@ class CLIPVectorStoreIndex(VectorStoreIndex):
         return self._build_index_from_nodes(nodes, **insert_kwargs)
 
     # LlamaIndex deletes first what an update may then fail to replace, takes for done what was left
-    # out, and embeds one document at a time. It has also no rows to delete by of a document whose
-    # chunks got new ids in a run that it does not remember.
+    # out, embeds one document at a time, and keeps the rows of a document that was split anew.
 
     def insert(self, document: Document, **insert_kwargs: Any) -> None:
         """Embed and store a document, in place of what is stored of it."""
@@ -231,7 +230,9 @@ class CLIPVectorStoreIndex(VectorStoreIndex):
         for batch in iter_batch(nodes, self._insert_batch_size):
             embedded = self._get_node_with_embedding(batch, self._show_progress)
             written.update(self._vector_store.add(embedded))
-        lost = {_document_of(node) for node in nodes if node.node_id not in written}
+        left_out = [node for node in nodes if node.node_id not in written]
+        # What has no source is its own document, as in the store.
+        lost = {id_ for node in left_out for id_ in (node.node_id, node.ref_doc_id)}
         done = [id_ for id_ in latest if id_ not in lost]
         for batch in iter_batch(done, _BATCH):
             of_these = MetadataFilter(key="doc_id", value=batch, operator=FilterOperator.IN)
@@ -320,11 +321,6 @@ def _with_content(nodes: Sequence[BaseNode]) -> list[BaseNode]:
     if len(kept) < len(nodes):
         logger.warning("left out %d nodes without a text or an image", len(nodes) - len(kept))
     return kept
-
-
-def _document_of(node: BaseNode) -> str:
-    # What has no source is its own document, as in the store.
-    return node.ref_doc_id or node.node_id
 
 
 def _new(nodes: Sequence[BaseNode]) -> list[BaseNode]:

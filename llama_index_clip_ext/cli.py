@@ -8,12 +8,12 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from . import __version__
-from .errors import ClipExtError
+from .errors import ClipExtError, StoreError
 
 # Everything heavier is imported by the command that needs it: --help answers at once.
 if TYPE_CHECKING:
@@ -78,9 +78,13 @@ def index(
     folder: Annotated[
         list[str], typer.Argument(help="Folders, patterns or images; any number of them.")
     ],
-    model: Annotated[str, typer.Option(help="Alias, hub id or directory; see `models`.")] = (
-        "clip-ViT-B-32"
-    ),
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Alias, hub id or directory; else the collection's own, or clip-ViT-B-32.",
+            show_default=False,
+        ),
+    ] = None,
     uri: Uri = "./clip_ext.db",
     token: Token = "",
     collection: Collection = "clip_ext",
@@ -90,8 +94,8 @@ def index(
         bool, typer.Option("--overwrite", help="Drop the collection first, with all it holds.")
     ] = False,
     full_text: Annotated[
-        str | None,
-        typer.Option(help="Search captions by words, too: standard, english or chinese."),
+        Literal["standard", "english", "chinese"] | None,
+        typer.Option(help="Search captions by words, too."),
     ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -108,7 +112,9 @@ def index(
     if not paths:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise FileNotFoundError(f"no images in {' '.join(folder)} (looked for {suffixes})")
-    embed_model = _load_model(model, device)
+    if model is None and not overwrite:
+        model = _model_of(uri, token, collection)
+    embed_model = _load_model(model or "clip-ViT-B-32", device)
     report = IngestReport()
     with (
         create_vector_store(
@@ -117,7 +123,7 @@ def index(
             token=token,
             collection_name=collection,
             overwrite=overwrite,
-            full_text=full_text,  # type: ignore[arg-type]
+            full_text=full_text,
         ) as vector_store,
         _progress() as progress,
     ):
@@ -146,9 +152,15 @@ def search(
         list[str] | None, typer.Option(help="A text for what is not wanted; may be repeated.")
     ] = None,
     mode: Annotated[
-        str,
-        typer.Option(help="default, text_search or hybrid: by vectors, captions' words, or both."),
+        Literal["default", "text_search", "hybrid"],
+        typer.Option(help="By vectors, by the words of captions, or by both."),
     ] = "default",
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Fuse hybrid hits by scores: weight of the vectors. Else by rank."
+        ),
+    ] = None,
     k: Annotated[int, typer.Option("-k", "--top-k", min=1, max=16384, help="Hits, at most.")] = 5,
     model: Annotated[
         str | None, typer.Option(help="The collection's model, if its directory has moved.")
@@ -175,7 +187,11 @@ def search(
         embed_model, uri=uri, token=token, collection_name=collection
     ) as vector_store:
         retriever = create_retriever(
-            embed_model, vector_store, similarity_top_k=k, vector_store_query_mode=mode
+            embed_model,
+            vector_store,
+            similarity_top_k=k,
+            vector_store_query_mode=mode,
+            alpha=alpha,
         )
         if minus or (text and image):
             query = embed_model.compose_query(text=text, image=image, minus=minus or ())
@@ -329,6 +345,20 @@ def _load_model(name: str, device: str) -> DualEncoderEmbedding:
     return load_embedding(name, device=device)
 
 
+def _model_of(uri: str, token: str, collection: str) -> str | None:
+    """Return the model of a collection; ``None`` if there is no such collection yet."""
+    from .collection import read_passport
+    from .errors import StoreLockedError
+
+    try:
+        passport, _ = read_passport(uri=uri, token=token, collection_name=collection)
+    except StoreLockedError:
+        raise
+    except StoreError:
+        return None  # What else is wrong is found, and said, where it is opened to be written.
+    return passport.space.model if passport else None
+
+
 def _collection_model(
     name: str | None, device: str, uri: str, token: str, collection: str
 ) -> DualEncoderEmbedding:
@@ -363,17 +393,28 @@ def _print_report(report: IngestReport, as_json: bool) -> None:
 
 
 def _print_hits(hits: list[NodeWithScore], as_json: bool) -> None:
+    from .notes import SIMILARITY_KEY
+
     rows = []
     for rank, hit in enumerate(hits, 1):
         metadata = hit.node.metadata
         path = metadata.get("file_path") or hit.node.node_id
-        caption = hit.node.get_content()
+        caption, cosine = hit.node.get_content(), metadata.get(SIMILARITY_KEY)
         if as_json:
-            facts = {"rank": rank, "score": hit.score, "id": hit.node.node_id, "path": path}
-            print(json.dumps({**facts, "caption": caption}, ensure_ascii=False))
-        rows.append([str(rank), f"{hit.score:.3f}", _shorten(path), caption])
-    if not as_json:
-        _print_table(["", "score", "image", "caption"], rows)
+            facts = {"rank": rank, "score": hit.score, "cosine": cosine, "id": hit.node.node_id}
+            print(json.dumps({**facts, "path": path, "caption": caption}, ensure_ascii=False))
+        shown = "" if cosine is None else f"{cosine:.3f}"
+        rows.append([str(rank), f"{hit.score:.3f}", shown, _shorten(path), caption])
+    if as_json:
+        return
+    if not rows:
+        print("Nothing was found.")
+        return
+    header = ["", "score", "cosine", "image", "caption"]
+    if all(hit.score == hit.node.metadata.get(SIMILARITY_KEY) for hit in hits):
+        del header[2]
+        rows = [[*row[:2], *row[3:]] for row in rows]
+    _print_table(header, rows)
 
 
 def _shorten(path: str) -> str:

@@ -174,8 +174,11 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         _check_choice("dtype", dtype, get_args(Dtype))
         _check_choice("on_long_text", on_long_text, get_args(OnLongText))
         _check_choice("on_error", on_error, get_args(OnError))
-        # An unknown colour is a ValueError here, not at the first picture.
-        ImageColor.getrgb(background)
+        # Here, not at the first picture.
+        try:
+            ImageColor.getrgb(background)
+        except ValueError as err:
+            raise ValueError(f"background is {background!r}, expected a colour: {err}") from err
         name = str(model_name)
         self._check_family(name, resolve_model(name).family)
         if text_model_name is not None:

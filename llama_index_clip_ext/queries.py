@@ -39,7 +39,9 @@ def compose_query(
     texts = [text] if isinstance(text, str) else list(text or ())
     images = list(image) if isinstance(image, (list, tuple)) else [image] * (image is not None)
     if not texts and not images:
-        raise ValueError("the query is empty: expected a text, an image, or both")
+        raise ValueError(
+            "the query is empty: expected a text, an image, or both; minus alone asks for nothing"
+        )
     weights = [1.0] * (len(texts) + len(images)) if weights is None else list(weights)
     _check_weights(weights, texts, images)
     if any(isinstance(one, str) and not one.strip() for one in texts):

@@ -163,7 +163,7 @@ class CLIPRetriever(MultiModalRetriever):
         check_pair(embed_model, vector_store)
         if similarity_top_k < 1:
             raise ValueError(f"similarity_top_k is {similarity_top_k}, expected at least 1")
-        mode = check_mode(VectorStoreQueryMode(vector_store_query_mode))
+        mode = check_mode(vector_store_query_mode)
         check_alpha(alpha)
         check_cutoffs(similarity_cutoff, relative_cutoff, calibrated, mode in BY_COSINE)
         if calibrated and not (vector_store.passport and vector_store.passport.calibration):
@@ -438,7 +438,7 @@ def _picture_of(bundle: QueryBundle) -> QueryBundle:
 
 
 def _embedding_texts(bundle: QueryBundle) -> list[str]:
-    if not bundle.embedding_strs:
+    if not any(text.strip() for text in bundle.embedding_strs):
         raise ValueError("the query is empty: expected a text, an image_path or an embedding")
     return bundle.embedding_strs
 

@@ -88,17 +88,18 @@ def search(
     return _scored(_by_vector(scope, _vector(scope, query), top_k))
 
 
-def check_mode(mode: VectorStoreQueryMode) -> VectorStoreQueryMode:
+def check_mode(mode: VectorStoreQueryMode | str) -> VectorStoreQueryMode:
     """Return a mode that `search` knows.
 
     Raises:
         ValueError: If it is another.
     """
-    if mode not in (*BY_WORDS, *BY_COSINE, VectorStoreQueryMode.HYBRID):
-        raise ValueError(
-            f"query mode {mode!r} is not supported; use DEFAULT, MMR, TEXT_SEARCH or HYBRID"
-        )
-    return mode
+    for known in (*BY_WORDS, *BY_COSINE, VectorStoreQueryMode.HYBRID):
+        if mode == known:
+            return known
+    raise ValueError(
+        f"query mode {mode!r} is not supported; use 'default', 'mmr', 'text_search' or 'hybrid'"
+    )
 
 
 def check_alpha(alpha: float | None) -> None:

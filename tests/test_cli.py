@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 from PIL import Image
 
-from llama_index_clip_ext import __version__, list_models
+from llama_index_clip_ext import CLIPEmbedding, __version__, create_vector_store, list_models
 from llama_index_clip_ext.cli import main
 from llama_index_clip_ext.demo.run import draw_pictures
 
@@ -194,7 +194,28 @@ def test_search_by_both_without_and_by_words(tmp_path):
     assert best("a red circle", "--mode", "hybrid") == "red-circle"
     assert best("Heart, purple!", "--mode", "text_search") == "purple-heart"
     bad = call("search", "x", "--mode", "guess", "--uri", uri, check=False)
-    assert (bad.returncode, "'guess'" in bad.stderr) == (1, True)
+    assert (bad.returncode, "'text_search'" in bad.stderr) == (2, True)
+
+    table = call("search", "a red circle", "--mode", "hybrid", "--alpha", 0.5, "--uri", uri).stdout
+    assert table.split()[:4] == ["score", "cosine", "image", "caption"]
+    assert "1.000" in table.splitlines()[2]
+    line = call("search", "a red circle", "--mode", "hybrid", "--uri", uri, "--json").stdout
+    assert json.loads(line.splitlines()[0])["cosine"] > 0.2
+    plain = call("search", "a red circle", "--uri", uri).stdout
+    assert plain.split()[:3] == ["score", "image", "caption"]
+    nothing = call("search", "zebra", "--mode", "text_search", "--uri", uri)
+    assert nothing.stdout == "Nothing was found.\n"
+
+
+def test_index_takes_the_model_that_the_collection_has(indexed, pictures, clip_dir):
+    (pictures / "new.png").write_bytes((pictures / "red.png").read_bytes())
+    assert "1 added, 5 unchanged" in call("index", pictures, "--uri", indexed).stdout
+    with create_vector_store(CLIPEmbedding(clip_dir), uri=indexed):
+        held = run("index", pictures, "--uri", indexed, check=False)
+    assert (held.returncode, str(os.getpid()) in held.stderr) == (1, True)
+    # Of a new collection it is the default, which is not to be had here.
+    new = call("index", pictures, "--uri", indexed, "--overwrite", check=False)
+    assert "model 'clip-ViT-B-32'" in new.stderr
 
 
 def test_bad_query_image(indexed, tmp_path):

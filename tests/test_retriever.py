@@ -74,7 +74,7 @@ def test_diverse_hits_by_a_threshold(clip, filled):
     ("options", "message"),
     [
         ({"alpha": 7}, "alpha is 7"),
-        ({"vector_store_query_mode": "svm"}, "'svm'.* is not supported; use DEFAULT"),
+        ({"vector_store_query_mode": "svm"}, "'svm' is not supported; use 'default'"),
         ({"similarity_top_k": 0}, "similarity_top_k is 0"),
     ],
 )

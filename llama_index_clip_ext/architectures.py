@@ -53,12 +53,16 @@ class Architecture:
         return min(positions, self.trained_length or positions)
 
     def reads_english_only(self, config: Mapping[str, Any]) -> bool:
-        """Whether the vocabulary is the English one, or a part of it; other languages need more."""
+        """Whether the vocabulary is the English one, or too small for another script's."""
         if self.english_vocabulary is None:
             return False
         text = config.get("text_config") or {}
-        return bool(text.get("vocab_size", 0) <= self.english_vocabulary)
+        size = text.get("vocab_size", self.english_vocabulary)
+        return bool(size == self.english_vocabulary or size < _CHINESE_CHARACTERS)
 
+
+# Those of GB 2312's first level, which are in everyday use.
+_CHINESE_CHARACTERS = 3_755
 
 # By model_type in config.json. The defaults are those of transformers' configuration classes, which
 # published files leave out.

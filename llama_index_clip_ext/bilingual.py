@@ -15,7 +15,9 @@ from .collection import DEFAULT_URI
 from .dual_encoder import DualEncoderEmbedding
 from .fusion import reciprocal_rank_fusion
 from .retriever import CLIPRetriever, RetrieverOptions, create_retriever
+from .scores import annotate
 from .scripts import cjk_share
+from .search import BY_COSINE
 from .sources import ImageSource
 from .store import create_vector_store
 
@@ -89,8 +91,8 @@ class BilingualRetriever(BaseRetriever):
             Chinese model, which has read English words among Chinese ones, and all else to the
             English model, which has read no Chinese. ``"both"`` asks both models, but for a Chinese
             text not one that reads English only, and fuses the two results by rank: a node's score
-            is then that of the fusion, and its metadata holds the ``retrieval_similarity`` (the raw
-            cosine) to the first of the models that found it.
+            is then that of the fusion (where one model is asked alone, its own), and its metadata
+            holds the ``retrieval_similarity`` (the raw cosine) to the first model that found it.
     """
 
     def __init__(
@@ -162,6 +164,10 @@ class BilingualRetriever(BaseRetriever):
                 )
         if len(rankings) == 1:
             return rankings[0]
+        for one, ranking in zip(asked, rankings, strict=True):
+            if one.modality != "both":  # That has fused, and noted them, already.
+                by_cosine = one.vector_store_query_mode in BY_COSINE and not one.calibrated
+                annotate(ranking, one.modality, has_cosines=by_cosine)
         # An image has the same id in both collections, because ids are made of paths.
         fused = reciprocal_rank_fusion(rankings, key=lambda hit: hit.node.node_id)
         hits = [NodeWithScore(node=hit.node, score=score) for hit, score in fused]

@@ -7,7 +7,7 @@ import io
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeAlias
 
 from llama_index.core.async_utils import run_jobs
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, ImageBlock, TextBlock
@@ -18,7 +18,7 @@ from llama_index.core.utils import get_tqdm_iterable
 
 from .errors import CaptionError, ImageLoadError
 from .images import OnError, load_image
-from .nodes import is_image_node, node_text, set_caption
+from .nodes import copy_node, is_image_node, node_text, set_caption
 from .sources import describe_source, image_digest
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ DEFAULT_PROMPT = (
 _MAX_SIDE = 1024
 _MIMETYPE = "image/jpeg"
 _PROGRESS = "Captioning images"
+
+_Key: TypeAlias = tuple[int, str, str]  # The LLM, the prompt, and the hash of the content.
 
 
 class ImageCaptioner(TransformComponent):
@@ -60,8 +62,8 @@ class ImageCaptioner(TransformComponent):
     on_error: OnError = "raise"
     num_workers: int = Field(default=4, ge=1)
 
-    # By prompt and content, until a call succeeds: captions may cost money.
-    _kept: dict[tuple[str, str], str] = PrivateAttr(default_factory=dict)
+    # Captions by what was asked, until a call that wants them succeeds: they may cost money.
+    _kept: dict[_Key, str] = PrivateAttr(default_factory=dict)
 
     @classmethod
     def class_name(cls) -> str:
@@ -83,13 +85,16 @@ class ImageCaptioner(TransformComponent):
             CaptionError: If the LLM fails for one, or answers nothing.
         """
         failures: list[Exception] = []
+        made: list[_Key] = []
 
         def ask(node: BaseNode) -> None:
             if failures and self.on_error == "raise":
                 return
             try:
-                caption = self._known(node) or _answer(self.llm.chat(self._question(node)))
-                self._write(node, caption)
+                key = self._key(node)
+                caption = self._kept.get(key) or _answer(self.llm.chat(self._question(node)))
+                self._write(node, caption, key)
+                made.append(key)
             except Exception as err:
                 failures.append(_named(err, node))
 
@@ -104,22 +109,25 @@ class ImageCaptioner(TransformComponent):
                 pass
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C waits for those under way only.
-        self._report(failures)
+        self._report(failures, made)
         return nodes
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         """Do what calling it does, by the asynchronous calls of the LLM."""
         failures: list[Exception] = []
+        made: list[_Key] = []
 
         async def ask(node: BaseNode) -> None:
             if failures and self.on_error == "raise":
                 return
             try:
-                caption = await asyncio.to_thread(self._known, node)
+                key = await asyncio.to_thread(self._key, node)
+                caption = self._kept.get(key)
                 if caption is None:
                     question = await asyncio.to_thread(self._question, node)
                     caption = _answer(await self.llm.achat(question))
-                self._write(node, caption)
+                self._write(node, caption, key)
+                made.append(key)
             except Exception as err:
                 failures.append(_named(err, node))
 
@@ -130,34 +138,35 @@ class ImageCaptioner(TransformComponent):
             workers=self.num_workers,
             desc=_PROGRESS,
         )
-        self._report(failures)
+        self._report(failures, made)
         return nodes
 
     def _copies(self, nodes: Sequence[BaseNode]) -> tuple[list[BaseNode], list[BaseNode]]:
         """Return all nodes, and those to ask for, which are copies."""
-        all_nodes = [node.model_copy() if self._is_wanting(node) else node for node in nodes]
+        all_nodes = [copy_node(node) if self._is_wanting(node) else node for node in nodes]
         return all_nodes, [node for node in all_nodes if self._is_wanting(node)]
 
     def _is_wanting(self, node: BaseNode) -> bool:
         return is_image_node(node) and (self.overwrite or not node_text(node).strip())
 
-    def _known(self, node: BaseNode) -> str | None:
-        return self._kept.get((self.prompt, image_digest(node)))
+    def _key(self, node: BaseNode) -> _Key:
+        return id(self.llm), self.prompt, image_digest(node)
 
-    def _write(self, node: BaseNode, caption: str) -> None:
+    def _write(self, node: BaseNode, caption: str, key: _Key) -> None:
+        self._kept[key] = caption
         set_caption(node, caption)
-        self._kept[self.prompt, image_digest(node)] = caption
 
     def _question(self, node: BaseNode) -> list[ChatMessage]:
         image = ImageBlock(image=_encoded(node), image_mimetype=_MIMETYPE)
         return [ChatMessage(blocks=[TextBlock(text=self.prompt), image])]
 
-    def _report(self, failures: list[Exception]) -> None:
+    def _report(self, failures: list[Exception], made: list[_Key]) -> None:
         if failures and self.on_error == "raise":
             raise failures[0]
         for failure in failures:
             logger.warning("no caption: %s", failure)
-        self._kept.clear()
+        for key in made:
+            self._kept.pop(key, None)
 
 
 def _encoded(node: BaseNode) -> bytes:

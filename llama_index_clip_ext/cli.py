@@ -182,6 +182,8 @@ def search(
 
     if text is None and image is None:
         raise typer.BadParameter("give a TEXT, --image FILE, or both")
+    if mode == "text_search" and (image or minus):
+        raise typer.BadParameter("--mode text_search takes a TEXT alone; use hybrid or default")
     embed_model = _collection_model(model, device, uri, token, collection)
     with create_vector_store(
         embed_model, uri=uri, token=token, collection_name=collection
@@ -401,8 +403,10 @@ def _print_hits(hits: list[NodeWithScore], as_json: bool) -> None:
         path = metadata.get("file_path") or hit.node.node_id
         caption, cosine = hit.node.get_content(), metadata.get(SIMILARITY_KEY)
         if as_json:
-            facts = {"rank": rank, "score": hit.score, "cosine": cosine, "id": hit.node.node_id}
-            print(json.dumps({**facts, "path": path, "caption": caption}, ensure_ascii=False))
+            facts: dict[str, Any] = {"rank": rank, "score": hit.score, "id": hit.node.node_id}
+            facts |= {"path": path, "caption": caption}
+            facts |= {} if cosine is None else {"cosine": cosine}
+            print(json.dumps(facts, ensure_ascii=False))
         shown = "" if cosine is None else f"{cosine:.3f}"
         rows.append([str(rank), f"{hit.score:.3f}", shown, _shorten(path), caption])
     if as_json:
@@ -411,8 +415,8 @@ def _print_hits(hits: list[NodeWithScore], as_json: bool) -> None:
         print("Nothing was found.")
         return
     header = ["", "score", "cosine", "image", "caption"]
-    if all(hit.score == hit.node.metadata.get(SIMILARITY_KEY) for hit in hits):
-        del header[2]
+    if not any(SIMILARITY_KEY in hit.node.metadata for hit in hits):
+        del header[2]  # The score is the cosine.
         rows = [[*row[:2], *row[3:]] for row in rows]
     _print_table(header, rows)
 

@@ -17,7 +17,6 @@ from .images import ImageFailure, OnError
 from .metrics import Estimate, bootstrap_means, nearest
 from .pairs import Pairs, find_pairs
 from .retriever import CLIPRetriever
-from .search import BY_WORDS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -246,9 +245,7 @@ def _retrieve(
     for text, embedding in tqdm(
         queries, "Retrieving", total=len(texts), unit="query", disable=not show_progress
     ):
-        # By words alone no embedding is asked for, nor taken.
-        row = None if asked.vector_store_query_mode in BY_WORDS else embedding
-        hits = asked.retrieve(QueryBundle(text, embedding=row))
+        hits = asked.retrieve(QueryBundle(text, embedding=embedding))
         yield [hit.node.node_id for hit in hits]
 
 

@@ -16,7 +16,7 @@ Value: TypeAlias = str | int | float
 NEVER = "id in []"
 MAX_INT = 2**63 - 1
 _MAX_EXACT = 2**53  # Below, every integer is one float64, and no other integer is.
-_CHAIN = 8  # Short ones stay flat: Milvus Lite's parser counts parentheses.
+_CHAIN = 8
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 # A server finds no key that JSON must write with \u.
 _UNSAFE_KEY = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
@@ -75,15 +75,16 @@ def ids_expression(field: str, ids: Sequence[str]) -> str:
     return f"{field} in {literal(list(ids))}"
 
 
-def joined(word: str, tests: Sequence[str]) -> str:
-    """Join tests by ``and`` or ``or``; many as a balanced tree.
+def joined(word: str, tests: Sequence[str], engine: Engine) -> str:
+    """Join tests by ``and`` or ``or``; for a server, many as a balanced tree.
 
-    A server nests a chain, one level per test, and searches by none of 48 (though it counts by it).
+    It nests a chain, one level per test, and searches by none of 48 (though it counts by it).
+    Milvus Lite takes any chain, and few parentheses in each other.
     """
-    if len(tests) <= _CHAIN:
+    if len(tests) <= _CHAIN or engine == Engine.LITE:
         return f" {word} ".join(f"({test})" for test in tests)
-    middle = len(tests) // 2
-    return f"({joined(word, tests[:middle])}) {word} ({joined(word, tests[middle:])})"
+    halves = tests[: len(tests) // 2], tests[len(tests) // 2 :]
+    return f" {word} ".join(f"({joined(word, half, engine)})" for half in halves)
 
 
 def pattern(part: str, engine: Engine) -> str:
@@ -181,7 +182,7 @@ class DynamicField:
         )
 
     def _any(self, tests: Iterable[str]) -> str:
-        return f"(exists {self._field}) and ({joined('or', list(tests)) or NEVER})"
+        return f"(exists {self._field}) and ({joined('or', list(tests), self._engine) or NEVER})"
 
     def _is_like_typed(self, value: Value) -> str:
         # Times zero, a text is "" to Milvus Lite, and a list [].
@@ -191,7 +192,8 @@ class DynamicField:
         if len(alike) == 1:
             return f"{self._field} == {literal(alike[0])}"
         if not self._members:
-            return joined("or", [f"{self._field} == {literal(value)}" for value in alike])
+            tests = [f"{self._field} == {literal(value)}" for value in alike]
+            return joined("or", tests, self._engine)
         test = f"{self._members} in {literal(alike)}"
         # Of a list, Milvus Lite's "in" fails.
         return f"{self._is_like_typed(alike[0])} and {test}" if self._is_lite else test

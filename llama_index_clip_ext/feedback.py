@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 from llama_index.core.base.embeddings.base import Embedding
 from llama_index.core.schema import BaseNode, ImageNode, NodeWithScore, QueryBundle
@@ -33,7 +34,7 @@ def find_examples(
     """
     if isinstance(items, (str, bytes, os.PathLike, BaseNode, NodeWithScore)):
         raise TypeError(f"expected a list of ids and images, got one {type(items).__name__}")
-    ids = [item.node_id if isinstance(item, NodeWithScore) else item for item in items]
+    ids = [item.node_id if _is_stored(item) else item for item in items]
     stored = {
         node.node_id: node
         for node in vector_store.get_nodes([one for one in ids if isinstance(one, str)])
@@ -53,6 +54,12 @@ def find_examples(
                 "string is an id, a file is named by a Path"
             )
     return examples
+
+
+def _is_stored(item: Any) -> TypeGuard[NodeWithScore | BaseNode]:
+    """Whether an example is known by its id: a hit, or a text, of which no image can be made."""
+    is_text = isinstance(item, BaseNode) and not is_image_node(item)
+    return isinstance(item, NodeWithScore) or is_text
 
 
 def like_bundle(

@@ -83,8 +83,8 @@ def _group(group: MetadataFilters, fields: Mapping[str, Field], engine: Engine, 
         if part:
             parts.append(part)
     if group.condition == FilterCondition.NOT and parts:
-        return f"not ({joined('or', parts)})"
-    return joined("or" if group.condition == FilterCondition.OR else "and", parts)
+        return f"not ({joined('or', parts, engine)})"
+    return joined("or" if group.condition == FilterCondition.OR else "and", parts, engine)
 
 
 def _one(item: MetadataFilter, fields: Mapping[str, Field], engine: Engine) -> str:
@@ -95,7 +95,9 @@ def _one(item: MetadataFilter, fields: Mapping[str, Field], engine: Engine) -> s
             test = _of_column(operator, field, field.type, values, engine)
         else:
             lists = _lite_lists(item.key, field.name, fields)
-            test = _of_dynamic_field(operator, DynamicField(field.name, lists, engine), values)
+            test = _of_dynamic_field(
+                operator, DynamicField(field.name, lists, engine), values, engine
+            )
     except FilterError as err:
         wanted = f"{item.key!r} {item.operator.value} {reprlib.repr(item.value)}"
         raise FilterError(f"filter {wanted}: {err}") from err
@@ -163,7 +165,9 @@ def _of_column(
     return test if missing is None else f"{name} != {literal(missing)} and {test}"
 
 
-def _of_dynamic_field(operator: FilterOperator, field: DynamicField, values: list[Value]) -> str:
+def _of_dynamic_field(
+    operator: FilterOperator, field: DynamicField, values: list[Value], engine: Engine
+) -> str:
     if operator == FilterOperator.IS_EMPTY:
         return field.is_empty()
     if operator == FilterOperator.TEXT_MATCH:
@@ -176,7 +180,7 @@ def _of_dynamic_field(operator: FilterOperator, field: DynamicField, values: lis
         return field.contains_any(values)
     if not values:
         raise FilterError("'all' needs at least one value")
-    return joined("and", [field.contains_any([value]) for value in values])
+    return joined("and", [field.contains_any([value]) for value in values], engine)
 
 
 def _lite_lists(key: str, name: str, fields: Mapping[str, Field]) -> str:

@@ -30,7 +30,7 @@ from .transforms import TextsOnly
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 500  # Documents whose rows are looked up at once.
+_BATCH = 500  # Documents that are embedded, written and noted together.
 # An engine that is given the other two has use for them itself.
 _OF_ENGINES = {"node_postprocessors", "callback_manager"}
 _RETRIEVER_OPTIONS = RetrieverOptions.__optional_keys__ - _OF_ENGINES
@@ -45,8 +45,9 @@ class CLIPVectorStoreIndex(VectorStoreIndex):
     keep them. ``Settings`` is neither read nor set.
 
     A document takes the place of what was stored of it, whichever way it comes, and once it is
-    there: if it cannot be embedded, what was stored stays, and the docstore does not take it for
-    done.
+    there: if its image cannot be embedded, what was stored stays, and the docstore does not take it
+    for done. Texts that were split from it before are deleted; images that name it as their source
+    stay. (The chunks of a document that itself names a source are that one's, to LlamaIndex.)
 
     Args:
         nodes: Nodes of any kind, mixed. They are left as they are.
@@ -158,16 +159,21 @@ class CLIPVectorStoreIndex(VectorStoreIndex):
     # out, embeds one document at a time, and keeps the rows of a document that was split anew.
 
     def insert(self, document: Document, **insert_kwargs: Any) -> None:
-        """Embed and store a document, in place of what is stored of it."""
+        """Embed and store a document, in place of what is stored of it.
+
+        Args:
+            document: An image or a text.
+            **insert_kwargs: Passed on to the transformations.
+        """
         with self._callback_manager.as_trace("insert"):
-            self._store_documents([document])
+            self._store_documents([document], **insert_kwargs)
 
     async def ainsert(self, document: Document, **insert_kwargs: Any) -> None:
         """Do what `insert` does, off the event loop."""
-        await asyncio.to_thread(self.insert, document)
+        await asyncio.to_thread(self.insert, document, **insert_kwargs)
 
     def update_ref_doc(self, document: Document, **update_kwargs: Any) -> None:
-        """Embed and store a document, in place of what is stored of it."""
+        """Embed and store a document, in place of what is stored of it; no more is asked for."""
         with self._callback_manager.as_trace("update_ref_doc"):
             self._store_documents([document])
 
@@ -178,17 +184,22 @@ class CLIPVectorStoreIndex(VectorStoreIndex):
     def refresh_ref_docs(self, documents: Sequence[Document], **update_kwargs: Any) -> list[bool]:
         """Embed and store documents that are new, or have changed since the docstore saw them.
 
+        Args:
+            documents: Images and texts. Of those with the same id, the last counts.
+            **update_kwargs: Not used.
+
         Returns:
             For each document whether it was stored now.
         """
         with self._callback_manager.as_trace("refresh_ref_docs"):
-            known = [self.docstore.get_document_hash(document.id_) for document in documents]
-            changed = [
-                document
-                for document, hash_ in zip(documents, known, strict=True)
-                if document.hash != hash_
-            ]
-            stored = self._store_documents(changed)
+            latest = {document.id_: document for document in documents}
+            stored = self._store_documents(
+                [
+                    document
+                    for document in latest.values()
+                    if document.hash != self.docstore.get_document_hash(document.id_)
+                ]
+            )
         return [document.id_ in stored for document in documents]
 
     async def arefresh_ref_docs(
@@ -213,34 +224,55 @@ class CLIPVectorStoreIndex(VectorStoreIndex):
         for node_id in node_ids if delete_from_docstore else ():
             await self._adelete_from_docstore(node_id)
 
-    def _store_documents(self, documents: Sequence[Document]) -> set[str]:
+    def _store_documents(self, documents: Sequence[Document], **kwargs: Any) -> set[str]:
         """Store documents, each in place of what was stored of it; return the ids of those stored.
 
-        One that has an image which the model left out is not among them, and keeps its rows.
+        One with an image that the model left out is not among them, and keeps its rows.
         """
         latest = {document.id_: document for document in documents}
+        stored: set[str] = set()
+        for batch in iter_batch(list(latest.values()), _BATCH):
+            stored.update(self._store_batch({document.id_: document for document in batch}, kwargs))
+        return stored
+
+    def _store_batch(self, documents: dict[str, Document], kwargs: dict[str, Any]) -> list[str]:
         # Before the transformations, which may change a document.
-        hashes = {id_: document.hash for id_, document in latest.items()}
-        nodes = _with_content(
-            run_transformations(
-                list(latest.values()), self._transformations, show_progress=self._show_progress
-            )
+        hashes = {id_: document.hash for id_, document in documents.items()}
+        nodes = run_transformations(
+            list(documents.values()),
+            self._transformations,
+            show_progress=self._show_progress,
+            **kwargs,
         )
-        written: set[str] = set()
-        for batch in iter_batch(nodes, self._insert_batch_size):
-            embedded = self._get_node_with_embedding(batch, self._show_progress)
-            written.update(self._vector_store.add(embedded))
-        left_out = [node for node in nodes if node.node_id not in written]
-        # What has no source is its own document, as in the store.
-        lost = {id_ for node in left_out for id_ in (node.node_id, node.ref_doc_id)}
-        done = [id_ for id_ in latest if id_ not in lost]
-        for batch in iter_batch(done, _BATCH):
-            of_these = MetadataFilter(key="doc_id", value=batch, operator=FilterOperator.IN)
-            rows = self._vector_store.get_ids(MetadataFilters(filters=[of_these]))
-            self._vector_store.delete_nodes([row for row in rows if row not in written])
+
+        def owner(node: BaseNode) -> str:
+            # What is no part of another is its own document, whatever it names as its source.
+            return node.node_id if node.node_id in documents else node.ref_doc_id or node.node_id
+
+        embedded = self._get_node_with_embedding(nodes, self._show_progress)
+        found = {node.node_id for node in embedded}
+        lost = {owner(node) for node in nodes if is_image_node(node) and node.node_id not in found}
+        # An embedding model among the transformations may have left it out already.
+        whole = {owner(node) for node in nodes}
+        lost |= {id_ for id_ in documents if id_ not in whole and is_image_node(documents[id_])}
+        written = set(self._vector_store.add([n for n in embedded if owner(n) not in lost]))
+        done = [id_ for id_ in documents if id_ not in lost]
+        self._delete_stale(done, written)
         for id_ in done:
             self.docstore.set_document_hash(id_, hashes[id_])
-        return set(done)
+        return done
+
+    def _delete_stale(self, document_ids: list[str], written: set[str]) -> None:
+        """Delete what earlier runs split from documents; images that point at them stay."""
+        of_these = MetadataFilter(key="doc_id", value=document_ids, operator=FilterOperator.IN)
+        rows = self._vector_store.get_ids(MetadataFilters(filters=[of_these]), "text")
+        stale = [
+            row
+            for row in rows
+            if row not in written
+            and (row in document_ids or self.docstore.get_document_hash(row) is None)
+        ]
+        self._vector_store.delete_nodes(stale)
 
     # LlamaIndex also keeps image nodes, with their pixels, in the docstore, and would then search
     # among those only. The store has all that is needed.

@@ -38,6 +38,10 @@ IMAGE_SUFFIXES = frozenset(
 
 # What changes when a file is touched, though the picture does not.
 VOLATILE_METADATA = frozenset(("last_modified_date", "last_accessed_date"))
+# What a copy may have otherwise, or follows from the content.
+_OF_FILE = VOLATILE_METADATA.union(
+    ("file_path", "file_name", "file_type", "file_size", "width", "height")
+)
 
 
 class HashedImageNode(ImageNode):
@@ -48,11 +52,11 @@ class HashedImageNode(ImageNode):
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the image's content, caption and metadata, but for the file's times."""
+        """SHA-256 of the image's content, caption and metadata, but for where and when it is."""
         if "content_hash" not in self.metadata:
             return super().hash
-        facts = {key: own for key, own in self.metadata.items() if key not in VOLATILE_METADATA}
-        content = json.dumps([self.text, facts], sort_keys=True, default=str)
+        own = {key: value for key, value in self.metadata.items() if key not in _OF_FILE}
+        content = json.dumps([self.text, own], sort_keys=True, default=str)
         return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -222,6 +226,11 @@ def node_text(node: BaseNode) -> str:
         return node.text or ""
     resource = getattr(node, "text_resource", None)
     return (resource.text or "") if resource else ""
+
+
+def copy_node(node: BaseNode) -> BaseNode:
+    """Return a copy whose metadata can be written to without changing the node's."""
+    return node.model_copy(update={"metadata": dict(node.metadata)})
 
 
 def set_caption(node: BaseNode, caption: str) -> None:

@@ -104,7 +104,7 @@ def asked_by(bundle: QueryBundle) -> AskedBy:
     """Say what a query is made of."""
     if not bundle.image_path:
         return "text"
-    return "composed" if bundle.query_str else "image"
+    return "composed" if bundle.query_str.strip() else "image"
 
 
 def _weighty(items: list[Any], weights: Sequence[float]) -> tuple[list[Any], list[float]]:

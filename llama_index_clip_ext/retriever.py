@@ -46,8 +46,6 @@ Wanted: TypeAlias = Union[Modality, Literal["both"]]
 
 # A cosine that a text and an image hardly ever reach: CLIP's good hits score 0.2 to 0.4.
 _HIGH_COSINE = 0.5
-# First in both of two rankings; see `reciprocal_rank_fusion`.
-_HIGHEST_FUSED = 2 / 61
 
 
 class RetrieverOptions(TypedDict, total=False):
@@ -96,8 +94,8 @@ class CLIPRetriever(MultiModalRetriever):
     A query is a text, or a ``QueryBundle`` with a text, an ``image_path``, both (then they count
     alike), or an ``embedding``, such as `DualEncoderEmbedding.compose_query` makes; it is left as
     it is. Scores are raw cosines, unless it is said otherwise below; higher is better. Each node's
-    metadata holds its ``retrieval_modality`` and, if it was found by vectors, the raw cosine as
-    ``retrieval_similarity``, whatever becomes of the score.
+    metadata holds its ``retrieval_modality`` and, where it was found by vectors and the score is
+    another, the raw cosine as ``retrieval_similarity``.
 
     Args:
         embed_model: The model that the store was made for.
@@ -110,8 +108,9 @@ class CLIPRetriever(MultiModalRetriever):
             above text to image, so both are searched apart and fused by rank: the score is that of
             the fusion.
         vector_store_query_mode: As LlamaIndex names them: ``"default"`` by vectors, ``"mmr"`` for
-            less alike hits, ``"text_search"`` by the words of captions, ``"hybrid"`` by both. The
-            latter two need a store made with ``full_text``.
+            less alike hits, ``"text_search"`` by the words of captions (the query's, whatever else
+            its embedding was composed of), ``"hybrid"`` by both. The latter two need a store made
+            with ``full_text``.
         alpha: How ``"hybrid"`` fuses: ``None`` by rank; a number by the scores, scaled alike, with
             this weight of the vectors, from 0 (words only) to 1. By scores, a caption that alone
             has a rare word comes first; by rank, what both lists have.
@@ -174,7 +173,12 @@ class CLIPRetriever(MultiModalRetriever):
         by_cosine = mode in BY_COSINE
         _warn_of_high_cutoff(
             node_postprocessors,
-            is_fused=modality == "both" or (mode == VectorStoreQueryMode.HYBRID and alpha is None),
+            # First in as many rankings as list a node; see `reciprocal_rank_fusion`.
+            highest_rank_score=1 / 61
+            if modality == "both"
+            else 2 / 61
+            if mode == VectorStoreQueryMode.HYBRID and alpha is None
+            else None,
             has_low_cosines=by_cosine and modality == "image" and not calibrated,
         )
         super().__init__(callback_manager=callback_manager or embed_model.callback_manager)
@@ -250,6 +254,7 @@ class CLIPRetriever(MultiModalRetriever):
             ImageLoadError: If an image does not load.
             ValueError: If there are no examples, or an id is not in the collection.
         """
+        self._refuse_words_alone()
         examples = [
             find_examples(items, self.embed_model, self.vector_store) for items in (more, less)
         ]
@@ -266,6 +271,7 @@ class CLIPRetriever(MultiModalRetriever):
         weights: tuple[float, float, float] = ROCCHIO_WEIGHTS,
     ) -> list[NodeWithScore]:
         """Do what `retrieve_like` does, off the event loop."""
+        self._refuse_words_alone()
         examples = [
             await asyncio.to_thread(find_examples, items, self.embed_model, self.vector_store)
             for items in (more, less)
@@ -312,7 +318,7 @@ class CLIPRetriever(MultiModalRetriever):
             return bundle.embedding
         if not bundle.image_path:
             return self._embed_text(bundle)
-        if not bundle.query_str:
+        if not bundle.query_str.strip():
             return self.embed_model.get_image_embedding(bundle.image_path)
         return self.embed_model.compose_query(
             text=bundle.embedding_strs, image=bundle.image_path
@@ -323,7 +329,7 @@ class CLIPRetriever(MultiModalRetriever):
             return bundle.embedding
         if not bundle.image_path:
             return await self._aembed_text(bundle)
-        if not bundle.query_str:
+        if not bundle.query_str.strip():
             return await self.embed_model.aget_image_embedding(bundle.image_path)
         composed = await self.embed_model.acompose_query(
             text=bundle.embedding_strs, image=bundle.image_path
@@ -336,6 +342,10 @@ class CLIPRetriever(MultiModalRetriever):
     async def _aembed_text(self, bundle: QueryBundle) -> Embedding:
         return await self.embed_model.aget_agg_embedding_from_queries(_embedding_texts(bundle))
 
+    def _refuse_words_alone(self) -> None:
+        if self.vector_store_query_mode in BY_WORDS:
+            raise ValueError("retrieve_like goes by vectors: use 'hybrid' or 'default'")
+
     def _is_by_words(self, bundle: QueryBundle) -> bool:
         """Whether a query needs no embedding, because only captions' words are searched.
 
@@ -344,18 +354,22 @@ class CLIPRetriever(MultiModalRetriever):
         """
         if self.vector_store_query_mode not in BY_WORDS:
             return False
-        if bundle.embedding is not None or bundle.image_path:
+        # An embedding beside a text may be one that LlamaIndex's own retriever has left there.
+        if bundle.image_path or not bundle.query_str:
             raise ValueError(
-                "'text_search' asks for words alone; an image, examples, or a query that is "
-                "composed needs 'hybrid' or 'default'"
+                f"{self.vector_store_query_mode.value!r} asks for words alone; an image, examples, "
+                "or an embedding needs 'hybrid' or 'default'"
             )
-        return bool(bundle.query_str)
+        return True
 
     def _search(
         self, embedding: Embedding | None, bundle: QueryBundle, wanted: Wanted
     ) -> list[NodeWithScore]:
         modalities: list[Modality] = ["image", "text"] if wanted == "both" else [wanted]
-        rankings = [self._rank(embedding, bundle, modality) for modality in modalities]
+        rankings = [
+            self._rank(embedding, bundle, modality, is_fused=wanted == "both")
+            for modality in modalities
+        ]
         hits = rankings[0]
         if wanted == "both":
             fused = reciprocal_rank_fusion(rankings, key=lambda hit: hit.node.node_id)
@@ -366,7 +380,12 @@ class CLIPRetriever(MultiModalRetriever):
         return hits
 
     def _rank(
-        self, embedding: Embedding | None, bundle: QueryBundle, modality: Modality
+        self,
+        embedding: Embedding | None,
+        bundle: QueryBundle,
+        modality: Modality,
+        *,
+        is_fused: bool,
     ) -> list[NodeWithScore]:
         """Search one modality: hits with their scores, best first, none below the cutoffs."""
         if [] in (self.node_ids, self.doc_ids):
@@ -392,7 +411,9 @@ class CLIPRetriever(MultiModalRetriever):
             for node, score in pairs
             if node.node_id not in self._excluded_ids
         ]
-        annotate(hits, modality, has_cosines=mode in BY_COSINE)
+        # Only where the score is another: LlamaIndex's fusion tells texts apart by their metadata.
+        has_other_scores = is_fused or self.calibrated
+        annotate(hits, modality, has_cosines=has_other_scores and mode in BY_COSINE)
         if self.calibrated and self.vector_store.passport:
             statistics = self.vector_store.passport.calibration
             hits = calibrate(hits, statistics, asked_by(bundle), modality)
@@ -444,11 +465,15 @@ def _embedding_texts(bundle: QueryBundle) -> list[str]:
 
 
 def _warn_of_high_cutoff(
-    postprocessors: Sequence[BaseNodePostprocessor], *, is_fused: bool, has_low_cosines: bool
+    postprocessors: Sequence[BaseNodePostprocessor],
+    *,
+    highest_rank_score: float | None,
+    has_low_cosines: bool,
 ) -> None:
     """Say where LlamaIndex's cutoff would leave nothing, whatever is asked."""
-    if is_fused:
-        highest, advice = _HIGHEST_FUSED, "ranks are fused, and score 0.033 at most; leave it out"
+    if highest_rank_score:
+        highest = highest_rank_score
+        advice = f"ranks are fused, and score {highest:.3f} at most; leave it out"
     elif has_low_cosines:
         highest = _HIGH_COSINE
         advice = (

@@ -137,7 +137,7 @@ def check_node(node: BaseNode) -> dict[str, Any]:
     if not node.node_id:
         raise ValueError("a node has an empty id; give it one, or leave the id to LlamaIndex")
     node = without_notes(node)
-    if is_image_node(node) and "content_hash" not in node.metadata:
+    if is_image_node(node) and not node.metadata.get("content_hash"):
         with suppress(ImageLoadError):  # Embedded by somebody else, and gone or a URL.
             node = with_content_hash(node)
     bare = node

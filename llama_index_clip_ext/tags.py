@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .dual_encoder import DualEncoderEmbedding
 from .encoder import Encoder
 from .errors import DimensionMismatchError
-from .nodes import is_image_node
+from .nodes import copy_node, is_image_node
 from .notes import exclude_from_models
 from .rows import COLUMNS
 from .vectors import Rows, l2_normalize
@@ -131,12 +131,7 @@ class ZeroShotTagger(TransformComponent):
             DimensionMismatchError: If a node's embedding is of another model.
             ValueError: If there is one label only, and the model compares labels by softmax.
         """
-        nodes = [
-            node.model_copy(update={"metadata": dict(node.metadata)})
-            if is_image_node(node)
-            else node
-            for node in nodes
-        ]
+        nodes = [copy_node(node) if is_image_node(node) else node for node in nodes]
         images = [node for node in nodes if is_image_node(node)]
         self.embed_model([node for node in images if node.embedding is None], **kwargs)
         embedded = [node for node in images if node.embedding is not None]

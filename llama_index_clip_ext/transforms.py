@@ -19,7 +19,8 @@ class TextsOnly(TransformComponent):
     images stay whole, and come first; the order of each kind is kept.
 
     Args:
-        transformations: What texts go through, in order.
+        *given: What texts go through, in order.
+        transformations: The same, as one list.
 
     Example:
         ``IngestionPipeline(transformations=[TextsOnly(SentenceSplitter()), embed_model])``
@@ -27,8 +28,11 @@ class TextsOnly(TransformComponent):
 
     transformations: list[SerializeAsAny[TransformComponent]]
 
-    def __init__(self, *transformations: TransformComponent) -> None:
-        super().__init__(transformations=list(transformations))  # type: ignore[call-arg]
+    def __init__(
+        self, *given: TransformComponent, transformations: Sequence[TransformComponent] = ()
+    ) -> None:
+        # By name, too, as LlamaIndex makes it again from its fields.
+        super().__init__(transformations=[*given, *transformations])  # type: ignore[call-arg]
 
     @classmethod
     def class_name(cls) -> str:

@@ -241,6 +241,15 @@ def nested(depth):
 
 
 # What was wrong once, or is wrong by Milvus alone.
+def deep(depth, width):
+    """Groups in each other, each of many conditions."""
+    inner = group(one("number", "==", 1))
+    for level in range(depth):
+        ors = [one("number", "==", number) for number in range(level, level + width)]
+        inner = group(inner, *ors, condition="or")
+    return inner
+
+
 KNOWN = [
     group(one("flag", "==", 1)),
     group(one("flag_or_int", ">", 0), one("flag", "!=", 0)),
@@ -269,6 +278,8 @@ KNOWN = [
     group(one("list", "all", ["猫"] * 60)),
     nested(20),
     nested(30),
+    # And Milvus Lite by none of 60 parentheses in each other.
+    deep(24, 40),
 ]
 
 

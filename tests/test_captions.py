@@ -175,9 +175,23 @@ def test_a_failure_names_the_image_and_loses_no_caption(llm, run, pictures):
     assert llm.seen[3:] == ["green", "red", "white"]
     assert captions(captioned) == {name: f"a {name} picture" for name in (*COLOURS, "white")}
 
+    # A call that does not want them leaves what another has kept.
+    llm._fails_for = {"white"}
+    with pytest.raises(CaptionError):
+        run(captioner, nodes)
+    run(captioner, nodes[:0])
+    llm._fails_for = set()
+    before = len(llm.seen)
+    run(captioner, nodes)
+    assert llm.seen[before:] == ["white"]
+    assert [node.text for node in nodes] == [""] * 5
+    captioned[0].metadata["album"] = "summer"
+    assert "album" not in nodes[0].metadata
+    llm._seen.clear()
+
     # Another call is another question; so is another prompt after a failure.
     run(captioner, nodes)
-    assert len(llm.seen) == 11
+    assert len(llm.seen) == 5
     llm._fails_for = {"white"}
     with pytest.raises(CaptionError):
         run(captioner, nodes)

@@ -17,7 +17,10 @@ from llama_index.core.schema import (
     IndexNode,
     MediaResource,
     Node,
+    NodeRelationship,
+    RelatedNodeInfo,
     TextNode,
+    TransformComponent,
 )
 from llama_index.core.vector_stores import SimpleVectorStore
 from witness import Witness
@@ -165,6 +168,68 @@ async def test_what_was_stored_stays_where_an_update_fails(
         else:
             assert await _called(update, [after]) == [False]
     assert store.get_nodes([before.node_id])[0].metadata == before.metadata
+
+
+def test_an_image_that_a_model_among_the_transformations_left_out_keeps_its_row(
+    clip_dir, context, store, pictures
+):
+    model = CLIPEmbedding(clip_dir, on_error="skip")
+    index = CLIPVectorStoreIndex(
+        [],
+        storage_context=context,
+        embed_model=model,
+        transformations=[SentenceSplitter(), model],
+    )
+    (before,) = load_image_nodes(pictures / "red.png")
+    index.insert(before)
+    (pictures / "red.png").write_bytes(b"not a picture")
+    (after,) = load_image_nodes(pictures / "red.png")
+    assert index.refresh_ref_docs([after, Document(text="soup", id_="soup")]) == [False, True]
+    assert store.get_nodes([before.node_id])[0].metadata == before.metadata
+    index.update_ref_doc(Document(text=" ", id_="soup"))  # It has nothing to say any more.
+    assert store.get_ids() == [before.node_id]
+
+
+def test_a_document_and_the_images_that_name_it_are_stored_each_by_itself(
+    clip_dir, context, store, pictures
+):
+    model = CLIPEmbedding(clip_dir, on_error="skip")
+    index = CLIPVectorStoreIndex([], storage_context=context, embed_model=model)
+    source = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id="pdf")}
+    figure, own, gone = (
+        ImageNode(image_path=str(pictures / f"{name}.png"), id_=name, relationships=source)
+        for name in ("red", "blue", "gone")
+    )
+    index.insert_nodes([figure])
+    pdf = Document(text="soup", id_="pdf")
+    assert index.refresh_ref_docs([pdf, own, gone]) == [True, True, False]
+    changed = Document(text="salt", id_="pdf")
+    assert index.refresh_ref_docs([pdf, own, changed]) == [True, False, True]
+    assert sorted(store.get_ids()) == ["blue", "pdf", "red"]
+    assert store.get_nodes(["pdf"])[0].text == "salt"  # Of one id, the last counts.
+    assert index.refresh_ref_docs([changed, own]) == [False, False]
+
+
+def test_a_document_with_a_broken_image_leaves_nothing_behind(clip_dir, context, store, pictures):
+    class Figures(TransformComponent):
+        def __call__(self, nodes, **kwargs):
+            assert kwargs["tenant"] == "a"
+            image = ImageNode(image_path="gone.png")
+            parts = [TextNode(text="part of a text"), image]
+            for part in parts:
+                part.relationships[NodeRelationship.SOURCE] = nodes[0].as_related_node_info()
+            return parts
+
+    index = CLIPVectorStoreIndex(
+        [],
+        storage_context=context,
+        embed_model=CLIPEmbedding(clip_dir, on_error="skip"),
+        transformations=[Figures()],
+    )
+    for _ in range(2):
+        index.insert(Document(text="soup", id_="pdf"), tenant="a")
+    assert store.count() == 0
+    assert index.docstore.get_document_hash("pdf") is None
 
 
 async def _called(function, *args):

@@ -193,6 +193,12 @@ def test_content_hash_is_the_file_s_sha256(tree):
     assert node.metadata["content_hash"] == sha256(tree / "b.png")
 
 
+def copy_of(tree):
+    (tree / "elsewhere").mkdir()
+    (tree / "elsewhere" / "copy.png").write_bytes((tree / "b.png").read_bytes())
+    return tree / "elsewhere" / "copy.png"
+
+
 def test_hash_changes_with_the_metadata_and_not_when_a_file_is_touched(tree):
     (before,) = load_image_nodes(tree / "b.png")
     os.utime(tree / "b.png", (0, 0))
@@ -201,6 +207,7 @@ def test_hash_changes_with_the_metadata_and_not_when_a_file_is_touched(tree):
     assert touched.hash == before.hash
     touched.metadata["album"] = "summer"
     assert touched.hash != before.hash
+    assert len({node.hash for node in load_image_nodes([tree / "b.png", copy_of(tree)])}) == 1
     touched.metadata = {}  # A user's own: then it is LlamaIndex's.
     assert touched.hash == ImageNode(**touched.model_dump()).hash
 

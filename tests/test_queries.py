@@ -4,6 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from llama_index.core import VectorStoreIndex
+from llama_index.core.llms import MockLLM
+from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle, TextNode
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from PIL import Image
@@ -95,17 +97,47 @@ def test_a_composed_query_is_asked_whole_by_every_method(clip, retriever, pictur
 
 
 def test_words_alone_take_no_picture_and_no_example(clip, pictures, tmp_path):
+    (pictures / "red.txt").write_text("a bowl of soup")
     with create_vector_store(clip, uri=tmp_path / "w.db", full_text="english") as words:
         ingest_images(pictures, embed_model=clip, vector_store=words)
         retriever = create_retriever(clip, words, vector_store_query_mode="text_search")
         for ask in (
-            lambda: retriever.retrieve(clip.compose_query(text="soup", minus=["salt"])),
             lambda: retriever.retrieve(QueryBundle("a", image_path=str(pictures / "red.png"))),
             lambda: retriever.retrieve_image(pictures / "red.png"),
-            lambda: retriever.retrieve_like([pictures / "red.png"], query="soup"),
         ):
             with pytest.raises(ValueError, match="'text_search' asks for words alone"):
                 ask()
+        with pytest.raises(ValueError, match="retrieve_like goes by vectors"):
+            retriever.retrieve_like([pictures / "red.png"], query="soup")
+        # LlamaIndex's retriever leaves its embedding in the bundle that both are asked with.
+        bundle = QueryBundle("soup")
+        VectorStoreIndex.from_vector_store(words, embed_model=clip).as_retriever().retrieve(bundle)
+        assert bundle.embedding is not None
+        assert names(retriever.retrieve(bundle)) == ["red.png"]
+
+
+def test_a_blank_text_beside_a_picture_is_none(retriever, pictures):
+    bundle = QueryBundle(" ", image_path=str(pictures / "red.png"))
+    assert names(retriever.retrieve(bundle)) == names(retriever.retrieve_image(bundle.image_path))
+    assert names(asyncio.run(retriever.aretrieve(bundle))) == names(retriever.retrieve(bundle))
+    assert asked_by(bundle) == "image"
+    with pytest.raises(ValueError, match="the query is empty"):
+        retriever.retrieve("  ")
+
+
+def test_texts_that_several_questions_find_are_fused_by_llama_index(clip, store):
+    store.add(clip([TextNode(text=f"soup {number}", id_=str(number)) for number in range(6)]))
+    texts = create_retriever(clip, store, modality="text", similarity_top_k=4)
+    fused = QueryFusionRetriever(
+        [texts, texts],
+        llm=MockLLM(),
+        mode="reciprocal_rerank",
+        num_queries=1,
+        similarity_top_k=4,
+        use_async=False,
+    ).retrieve("soup 1")
+    assert names(fused) == names(texts.retrieve("soup 1"))
+    assert fused[0].score > 1.5 / 60  # Twice the first, not once each.
 
 
 def test_the_async_twin_composes_the_same(clip, pictures):
@@ -182,6 +214,9 @@ def test_more_and_less_like_this(clip, pictures, retriever):
     assert [hit.score for hit in by_id] == pytest.approx([query @ rows[n] for n in rest], abs=1e-5)
     # A decoded picture has no file to tell it by, so that the stored one stays among the hits.
     assert "red.png" not in names(by_image)
+    text = TextNode(text="soup", id_="text")
+    retriever.vector_store.add(clip([text]))
+    assert names(retriever.retrieve_like([text])) == names(retriever.retrieve_like(["text"]))
     with_text = retriever.retrieve_like([red], query="soup")
     expected = rocchio(clip.get_text_embedding("soup"), [rows["red.png"]], [], (1, 0.75, 0.15))
     assert with_text[0].score == pytest.approx(

@@ -271,6 +271,8 @@ def test_an_image_that_can_be_read_is_known_by_its_content(tmp_path):
         assert expected not in again.get_content(MetadataMode.EMBED)
         assert node_hash(again) == row["node_hash"]
         assert node.metadata == {}
+    unknown = ImageNode(image_path=str(file), metadata={"content_hash": None})
+    assert check_node(unknown)["content_hash"] == expected
     assert check_node(ImageNode(image_path="/gone.png"))["content_hash"] == ""
 
 

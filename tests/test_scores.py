@@ -74,10 +74,8 @@ def test_images_and_texts_are_fused_by_rank_and_keep_their_cosines(clip, filled,
         retriever.retrieve("a red thing"),
     ):
         assert names(again) == names(hits)
-    # Without a fusion, too, so that one which comes later does not lose them.
-    for hit, modality in ((images[0], "image"), (texts[0], "text")):
-        assert hit.node.metadata["retrieval_similarity"] == hit.score
-        assert hit.node.metadata["retrieval_modality"] == modality
+    assert "retrieval_similarity" not in images[0].node.metadata  # It is the score.
+    assert texts[0].node.metadata["retrieval_modality"] == "text"
 
 
 def test_cutoffs_by_hand():
@@ -147,13 +145,16 @@ def test_the_usual_cutoff_is_warned_about_where_no_text_reaches_it(clip, filled,
     words = {"vector_store_query_mode": "text_search"}
     both = {"vector_store_query_mode": "hybrid"}
     assert warnings(clip, filled, **words) == []
-    assert "ranks are fused" in warnings(clip, filled, **both)[0]
+    assert "ranks are fused, and score 0.033 at most" in warnings(clip, filled, **both)[0]
     assert warnings(clip, filled, **both, alpha=0.5) == []
     usual[0] = SimilarityPostprocessor(similarity_cutoff=0.2)
     assert warnings(clip, filled) == []
     assert "ranks are fused" in warnings(clip, filled, modality="both")[0]
     assert "ranks are fused" in warnings(demo[0], demo[1], modality="both", calibrated=True)[0]
-    usual[0] = SimilarityPostprocessor(similarity_cutoff=0.03)
+    usual[0] = SimilarityPostprocessor(similarity_cutoff=0.02)
+    assert "score 0.016 at most" in warnings(clip, filled, modality="both")[0]
+    assert warnings(clip, filled, **both) == []
+    usual[0] = SimilarityPostprocessor(similarity_cutoff=0.01)
     assert warnings(clip, filled, modality="both") == []
 
 

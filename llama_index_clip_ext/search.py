@@ -98,7 +98,8 @@ def check_mode(mode: VectorStoreQueryMode | str) -> VectorStoreQueryMode:
         if mode == known:
             return known
     raise ValueError(
-        f"query mode {mode!r} is not supported; use 'default', 'mmr', 'text_search' or 'hybrid'"
+        f"query mode {getattr(mode, 'value', mode)!r} is not supported; use 'default', 'mmr', "
+        "'text_search' or 'hybrid'"
     )
 
 

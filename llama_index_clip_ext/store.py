@@ -38,8 +38,10 @@ from .search import Scope, query_vector, search
 from .vectors import Rows, l2_normalize
 
 _MAX_IDS = 1_000  # Ids in one expression.
-# What Milvus Lite and a server answer to a bad expression; 2.3 says it in the message only.
+# What Milvus Lite and a server answer to a bad expression; 2.3 says it in the message only, the
+# second of conditions that are too deep in each other.
 _BAD_EXPRESSION = (6, 1100)
+_BAD_EXPRESSION_SAID = ("cannot parse expression", "unsupported expr proto node")
 _CONSISTENCY_LEVELS = ("Strong", "Session", "Bounded", "Eventually")
 
 
@@ -699,9 +701,8 @@ def _naming(filters: MetadataFilters | None) -> Iterator[None]:
     try:
         yield
     except MilvusException as err:
-        if filters and (
-            err.code in _BAD_EXPRESSION or "cannot parse expression" in str(err.message)
-        ):
+        is_said = any(saying in str(err.message) for saying in _BAD_EXPRESSION_SAID)
+        if filters and (err.code in _BAD_EXPRESSION or is_said):
             raise FilterError(f"Milvus refuses {filters!r}: {err.message}") from err
         raise
 

@@ -278,8 +278,6 @@ KNOWN = [
     group(one("list", "all", ["猫"] * 60)),
     nested(20),
     nested(30),
-    # And Milvus Lite by none of 60 parentheses in each other.
-    deep(24, 40),
 ]
 
 

@@ -26,6 +26,11 @@ def test_known_cases(store, wanted):
     filter_oracle.check(store, NODES, wanted)
 
 
+def test_many_conditions_in_groups_in_each_other(store):
+    """Of which a server would say that they are too deep."""
+    filter_oracle.check(store, NODES, filter_oracle.deep(24, 40))
+
+
 @settings(max_examples=1000, **filter_oracle.SAME_EACH_TIME)
 @given(filter_oracle.filters(with_text_match=True))
 @example(group(one("text_only", "text_match", ""), one("mixed", "text_match", "it's")))

@@ -258,6 +258,11 @@ def test_parts_of_texts_are_refused_before_the_call(filtered):
     filter_oracle.check(filtered, NODES, every)
 
 
+def test_what_is_too_deep_for_a_server_says_so(filtered):
+    with pytest.raises(FilterError, match="Milvus refuses .*unsupported expr proto node"):
+        filtered.query(ask(filters=filter_oracle.deep(24, 40)))
+
+
 def test_what_the_server_refuses_after_all_names_the_filter(filtered, monkeypatch):
     monkeypatch.setattr(filtered, "_expression", lambda *_: "width ==")
 

@@ -9,6 +9,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _K = 60
+# Of what one ranking lists first.
+FIRST_RANK_SCORE = 1 / (_K + 1)
 
 
 def reciprocal_rank_fusion(

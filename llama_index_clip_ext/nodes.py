@@ -20,6 +20,7 @@ from PIL import Image
 
 from .errors import ImageLoadError
 from .images import OnError
+from .notes import exclude_from_models
 from .sources import has_image, image_digest
 
 logger = logging.getLogger(__name__)
@@ -209,9 +210,7 @@ def with_content_hash(node: BaseNode) -> BaseNode:
         return node
     copy = node.model_copy()
     copy.metadata = {**node.metadata, "content_hash": content_hash}
-    # No words about the image.
-    for name in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys"):
-        setattr(copy, name, list(dict.fromkeys([*getattr(node, name), "content_hash"])))
+    exclude_from_models(copy, ["content_hash"])
     return copy
 
 

@@ -51,8 +51,9 @@ def compose_query(
     if not (math.isfinite(minus_weight) and minus_weight >= 0):
         raise ValueError(f"minus_weight is {minus_weight}, expected a number from 0 up")
     # What counts nothing is no part of the query: of its words, and of what its scores mean.
-    texts, text_weights = _weighty(texts, weights[: len(texts)])
-    images, image_weights = _weighty(images, weights[-len(images) :] if images else [])
+    of_texts, of_images = weights[: len(texts)], weights[len(texts) :]
+    texts, text_weights = _weighty(texts, of_texts)
+    images, image_weights = _weighty(images, of_images)
     # A string in minus is a text, whatever it looks like: a text never opens a file.
     not_texts = [item for item in minus if isinstance(item, str)]
     not_images = [item for item in minus if not isinstance(item, str)]

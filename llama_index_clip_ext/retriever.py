@@ -32,7 +32,7 @@ from .feedback import (
     identities,
     like_bundle,
 )
-from .fusion import reciprocal_rank_fusion
+from .fusion import FIRST_RANK_SCORE, reciprocal_rank_fusion
 from .queries import asked_by
 from .rows import Modality
 from .scores import annotate, calibrate, check_cutoffs, cut_off
@@ -173,12 +173,7 @@ class CLIPRetriever(MultiModalRetriever):
         by_cosine = mode in BY_COSINE
         _warn_of_high_cutoff(
             node_postprocessors,
-            # First in as many rankings as list a node; see `reciprocal_rank_fusion`.
-            highest_rank_score=1 / 61
-            if modality == "both"
-            else 2 / 61
-            if mode == VectorStoreQueryMode.HYBRID and alpha is None
-            else None,
+            highest_rank_score=_highest_rank_score(modality, mode, alpha),
             has_low_cosines=by_cosine and modality == "image" and not calibrated,
         )
         super().__init__(callback_manager=callback_manager or embed_model.callback_manager)
@@ -462,6 +457,17 @@ def _embedding_texts(bundle: QueryBundle) -> list[str]:
     if not any(text.strip() for text in bundle.embedding_strs):
         raise ValueError("the query is empty: expected a text, an image_path or an embedding")
     return bundle.embedding_strs
+
+
+def _highest_rank_score(
+    wanted: Wanted, mode: VectorStoreQueryMode, alpha: float | None
+) -> float | None:
+    """Return the best that a fusion by rank can score: first in each ranking that may list it."""
+    if wanted == "both":
+        return FIRST_RANK_SCORE  # A node is an image or a text.
+    if mode == VectorStoreQueryMode.HYBRID and alpha is None:
+        return 2 * FIRST_RANK_SCORE
+    return None
 
 
 def _warn_of_high_cutoff(

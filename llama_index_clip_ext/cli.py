@@ -104,7 +104,7 @@ def index(
 
     Example: clip-ext index ./photos --model clip-ViT-B-32 --uri ./photos.db
     """
-    from .ingest import IngestReport, iter_ingest
+    from .ingest import ingest_items
     from .nodes import IMAGE_SUFFIXES, list_images
     from .store import create_vector_store
 
@@ -115,7 +115,6 @@ def index(
     if model is None and not overwrite:
         model = _model_of(uri, token, collection)
     embed_model = _load_model(model or "clip-ViT-B-32", device)
-    report = IngestReport()
     with (
         create_vector_store(
             embed_model,
@@ -128,15 +127,15 @@ def index(
         _progress() as progress,
     ):
         task = progress.add_task("Indexing", total=len(paths))
-        for report in iter_ingest(
+        report = ingest_items(
             paths,
             embed_model=embed_model,
             vector_store=vector_store,
             batch_size=batch_size,
             on_error="skip",
             captions="sidecar",
-        ):
-            progress.update(task, completed=report.total)
+            on_progress=lambda report: progress.update(task, completed=report.total),
+        )
     _print_report(report, as_json)
     if len(report.failed) == report.total:
         raise typer.Exit(1)

@@ -9,8 +9,8 @@ import logging
 import os
 import pickle
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
@@ -31,11 +31,13 @@ from PIL import ImageColor
 from typing_extensions import TypedDict
 
 from .checkpoint import Checkpoint, find_checkpoint, find_text_checkpoint
-from .encoder import Dtype, Encoder, OnLongText, check_texts
+from .devices import Dtype
+from .encoder import Encoder, ImageInputs, OnLongText, Preprocess, check_texts
 from .errors import ImageLoadError, ModelLoadError
-from .images import ImageFailure, OnError, iter_images
+from .images import ImageFailure, OnError, load_image
 from .models import EmbeddingSpace, Family, resolve_model
 from .nodes import is_image_node
+from .prefetch import batched, prefetch
 from .queries import compose_query
 from .sources import ImageSource, describe_source, image_digest, reusable
 from .text_checkpoint import TextCheckpoint, check_pair, text_only_message
@@ -53,6 +55,15 @@ _TEXT_CACHE_COLLECTION = "text_embeddings"
 
 # Other people's objects, some of which hold locks.
 _NOT_ALWAYS_PICKLED = ("callback_manager", "embeddings_cache", "rate_limiter")
+
+# A cache is asked by the threads that decode, for which not every one is made.
+_CACHE_LOCK = threading.Lock()
+
+# Batches that may be decoded, or be at it, while one is computed.
+_BATCHES_AHEAD = 2
+
+# LlamaIndex's field has to hold a number; the one that suits the device is found on first use.
+_UNSETTLED_BATCH_SIZE = 32
 
 # Guards the making of encoders: an embedding cannot hold a lock, because locks do not pickle.
 _ENCODER_LOCK = threading.RLock()
@@ -73,12 +84,25 @@ class ImageEmbeddings:
     failures: list[ImageFailure]
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """One image on its way: decoded, found in the cache, or failed."""
+
+    index: int
+    name: str
+    key: str | None = None
+    inputs: ImageInputs | None = None
+    row: list[float] | None = None
+    error: ImageLoadError | None = None
+
+
 class EmbeddingOptions(TypedDict, total=False):
     """The options of `DualEncoderEmbedding`, for those who pass them on."""
 
     device: str
     dtype: Dtype
-    embed_batch_size: int
+    preprocess: Preprocess
+    embed_batch_size: int | None
     on_long_text: OnLongText
     on_error: OnError
     background: str
@@ -103,9 +127,14 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     Args:
         model_name: Alias, hub id, or local directory.
         device: ``"auto"`` (CUDA if there is one, else the CPU) or a torch device's name.
-        dtype: Arithmetic of the forward pass; ``"auto"`` is float16 on CUDA, float32 elsewhere.
-            Embeddings are normalised in float32 either way.
-        embed_batch_size: Texts or images per forward pass.
+        dtype: Arithmetic of the forward pass; ``"auto"`` is float16 on CUDA, bfloat16 on a CPU that
+            multiplies it natively (AVX512-BF16 or AMX), and float32 elsewhere and for small models.
+            Embeddings are normalised in float32 in any case.
+        preprocess: ``"fast"`` decodes JPEGs at a fraction of their size where that is enough, and
+            resizes only what is not cropped: within cosine 0.999 of ``"reference"``, which is the
+            checkpoint's own processor over the whole picture.
+        embed_batch_size: Texts or images per forward pass; ``None`` for what suits the device and
+            the model. Where memory runs out, it is halved and tried again.
         on_long_text: Cut a text that exceeds the model's context, refuse it, or embed windows of it
             and take their mean.
         on_error: For nodes whose image does not load: raise, or leave them out with a warning.
@@ -137,6 +166,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
 
     device: str
     dtype: str
+    preprocess: str
     on_long_text: str
     on_error: str
     background: str
@@ -149,6 +179,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
 
     _encoder: Encoder | None = PrivateAttr(default=None)
     _encoder_settings: tuple[Any, ...] = PrivateAttr(default=())
+    _is_batch_size_settled: bool = PrivateAttr(default=True)
 
     def __init__(
         self,
@@ -156,7 +187,8 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         *,
         device: str = "auto",
         dtype: Dtype = "auto",
-        embed_batch_size: int = 32,
+        preprocess: Preprocess = "fast",
+        embed_batch_size: int | None = None,
         on_long_text: OnLongText = "truncate",
         on_error: OnError = "raise",
         background: str = "white",
@@ -172,6 +204,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         rate_limiter: Any | None = None,
     ) -> None:
         _check_choice("dtype", dtype, get_args(Dtype))
+        _check_choice("preprocess", preprocess, get_args(Preprocess))
         _check_choice("on_long_text", on_long_text, get_args(OnLongText))
         _check_choice("on_error", on_error, get_args(OnError))
         # Here, not at the first picture.
@@ -185,13 +218,16 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             check_pair(name, str(text_model_name))
         super().__init__(  # type: ignore[call-arg]
             model_name=name,
-            embed_batch_size=embed_batch_size,
+            embed_batch_size=(
+                _UNSETTLED_BATCH_SIZE if embed_batch_size is None else embed_batch_size
+            ),
             callback_manager=callback_manager or CallbackManager([]),
             num_workers=num_workers,
             embeddings_cache=embeddings_cache,
             rate_limiter=rate_limiter,
             device=device,
             dtype=dtype,
+            preprocess=preprocess,
             on_long_text=on_long_text,
             on_error=on_error,
             background=background,
@@ -202,13 +238,14 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             local_files_only=local_files_only,
             endpoint=endpoint,
         )
+        self._is_batch_size_settled = embed_batch_size is not None
 
     @property
     def encoder(self) -> Encoder:
         """The encoder; its files are looked up on first use, its weights read on first encoding."""
         settings = (
             *(self.model_name, self.revision, self.cache_folder, self.endpoint),
-            *(self.device, self.dtype, self.on_long_text, self.text_model_name),
+            *(self.device, self.dtype, self.preprocess, self.on_long_text, self.text_model_name),
         )
         # Asked for the settings, too: a copy with another model_name must not keep the weights.
         encoder = self._encoder
@@ -220,6 +257,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
                     self._find_checkpoint(),
                     device=self.device,
                     dtype=self.dtype,  # type: ignore[arg-type]
+                    preprocess=self.preprocess,  # type: ignore[arg-type]
                     on_long_text=self.on_long_text,  # type: ignore[arg-type]
                     text_checkpoint=self._find_text_checkpoint(),
                 )
@@ -259,18 +297,56 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         _check_choice("on_error", on_error, ("raise", "skip"))
         if isinstance(sources, (str, bytes, os.PathLike)):
             raise TypeError(f"sources is one {type(sources).__name__}, expected a list of images")
-        failures: list[ImageFailure] | None = [] if on_error == "skip" else None
-        positions: list[int] = []
-        parts: list[Rows] = [np.empty((0, self.dim), dtype=np.float32)]
-        starts = range(0, len(sources), self.embed_batch_size)
-        for start in get_tqdm_iterable(starts, show_progress, "Generating image embeddings"):
-            batch = list(enumerate(sources[start : start + self.embed_batch_size], start))
-            with self._image_events([source for _, source in batch]) as embeddings:
-                indices, rows = self._embed_batch(batch, failures)
-                embeddings.extend(rows.tolist())
-            positions.extend(indices)
-            parts.append(rows)
-        return ImageEmbeddings(np.concatenate(parts), positions, failures or [])
+        self._settle_batch_size()
+        batches = [ImageEmbeddings(np.empty((0, self.dim), dtype=np.float32), [], [])]
+        batches += get_tqdm_iterable(
+            self.stream_images(sources, on_error=on_error),
+            show_progress,
+            "Generating image embeddings",
+            total=-(-len(sources) // self.embed_batch_size),
+        )
+        return ImageEmbeddings(
+            np.concatenate([batch.embeddings for batch in batches]),
+            [position for batch in batches for position in batch.kept],
+            [failure for batch in batches for failure in batch.failures],
+        )
+
+    def stream_images(
+        self, sources: Iterable[ImageSource], *, on_error: OnError = "raise"
+    ) -> Generator[ImageEmbeddings, None, None]:
+        """Embed a stream of images, however long: it is drawn a few batches ahead, and no further.
+
+        The next batches are read and decoded by threads while one is computed.
+
+        Args:
+            sources: As `embed_images` takes them; drawn by the thread that takes the results.
+            on_error: As in `embed_images`.
+
+        Yields:
+            The embeddings and failures of each batch, in order; positions are those in the stream.
+
+        Raises:
+            ImageLoadError: If an image fails and ``on_error`` is ``"raise"``, after all before it
+                were yielded; carries its index.
+        """
+        self._settle_batch_size()
+        least_side = self.encoder.least_side
+        prepared = prefetch(
+            self.encoder.decoders,
+            lambda numbered: self._prepare(*numbered, least_side),
+            enumerate(sources),
+            ahead=_BATCHES_AHEAD * self.embed_batch_size,
+        )
+        with closing(prepared):
+            for batch in batched(prepared, self.embed_batch_size):
+                whole, error = (batch, None) if on_error == "skip" else _until_error(batch)
+                if whole:
+                    with self._image_events([one.name for one in whole]) as embeddings:
+                        result = self._embed_batch(whole)
+                        embeddings.extend(result.embeddings.tolist())
+                    yield result
+                if error:
+                    raise error
 
     async def aembed_images(
         self,
@@ -283,6 +359,32 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         return await self._run(
             lambda: self.embed_images(sources, on_error=on_error, show_progress=show_progress)
         )
+
+    def get_text_embedding_batch(
+        self, texts: Sequence[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Embedding]:
+        """Embed texts, in order. Texts of like length share a batch, which is padded the less."""
+        self._settle_batch_size()
+        order = self._by_length(texts)
+        rows = super().get_text_embedding_batch([texts[i] for i in order], show_progress, **kwargs)
+        return _reordered(rows, order)
+
+    async def aget_text_embedding_batch(
+        self, texts: Sequence[str], show_progress: bool = False, **kwargs: Any
+    ) -> list[Embedding]:
+        """Do what `get_text_embedding_batch` does, off the event loop."""
+        await self._run(self._settle_batch_size)
+        order = self._by_length(texts)
+        rows = await super().aget_text_embedding_batch(
+            [texts[i] for i in order], show_progress, **kwargs
+        )
+        return _reordered(rows, order)
+
+    def _by_length(self, texts: Sequence[str]) -> list[int]:
+        check_texts(texts)
+        order = list(range(len(texts)))
+        # An error about a text gives its position in its batch: better that of the caller's order.
+        return order if self.on_long_text == "error" else sorted(order, key=lambda i: len(texts[i]))
 
     # With a cache, one text goes the way of a batch: LlamaIndex looks single ones up by the text
     # alone, and would hand out the vectors of whatever model wrote them.
@@ -473,12 +575,22 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         """Return the name that LlamaIndex stores."""
         return cls.__name__
 
+    def _settle_batch_size(self) -> None:
+        """Choose the batch size for the device and the model, if the user has not."""
+        if not self._is_batch_size_settled:
+            # Unless it was assigned, or a copy was made with another, since.
+            if self.embed_batch_size == _UNSETTLED_BATCH_SIZE:
+                self.embed_batch_size = self.encoder.batch_size
+            self._is_batch_size_settled = True
+
     @contextmanager
-    def _image_events(self, sources: list[ImageSource]) -> Iterator[list[Embedding]]:
-        """Tell LlamaIndex's observers of one batch; the caller fills in the embeddings."""
+    def _image_events(self, names: list[str]) -> Iterator[list[Embedding]]:
+        """Tell LlamaIndex's observers of one batch; the caller fills in the embeddings.
+
+        Args:
+            names: The images as text, because observers count the tokens of what they are told.
+        """
         embeddings: list[Embedding] = []
-        # As text: observers count the tokens of what they are told.
-        names = [describe_source(source) for source in sources]
         payload = self.to_payload()
         dispatcher.event(EmbeddingStartEvent(model_dict=payload))
         with self.callback_manager.event(
@@ -488,58 +600,73 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             event.on_end(payload={EventPayload.CHUNKS: names, EventPayload.EMBEDDINGS: embeddings})
         dispatcher.event(EmbeddingEndEvent(chunks=names, embeddings=embeddings))
 
-    def _embed_batch(
-        self, batch: list[tuple[int, ImageSource]], failures: list[ImageFailure] | None
-    ) -> tuple[list[int], Rows]:
-        """Embed one batch, from the cache where there is one. Returns positions and rows."""
-        if self.embeddings_cache is None:
-            return self._encode_batch(batch, failures)
-        batch = [(index, reusable(source)) for index, source in batch]  # Read twice below.
-        keys = {index: self._cache_key(source) for index, source in batch}
-        cached: dict[str, list[float]] = {}
-        for key in filter(None, set(keys.values())):
-            if entry := self.embeddings_cache.get(key=key, collection=_CACHE_COLLECTION):
-                cached[key] = entry["embedding"]
-        # One of each picture that is new, and what could not be read, so that it is reported.
-        first = {key: index for index, key in reversed(keys.items()) if key and key not in cached}
-        missing = {*first.values(), *(index for index, key in keys.items() if not key)}
-        indices, rows = self._encode_batch(
-            [(index, source) for index, source in batch if index in missing], failures
-        )
-        fresh = dict(zip(indices, rows.tolist(), strict=True))
-        for key, index in first.items():
-            if index in fresh:
-                cached[key] = fresh[index]
-                entry = {"embedding": fresh[index]}
-                self.embeddings_cache.put(key=key, val=entry, collection=_CACHE_COLLECTION)
-        positions = [index for index, key in keys.items() if key in cached]
-        found = np.array([cached[str(keys[index])] for index in positions], dtype=np.float32)
-        return positions, found.reshape(-1, self.dim)
-
-    def _encode_batch(
-        self, batch: list[tuple[int, ImageSource]], failures: list[ImageFailure] | None
-    ) -> tuple[list[int], Rows]:
-        positions: list[int] = []
-        if batch and self.rate_limiter is not None:
-            # The asynchronous twins are on the model's own thread here, so that no loop waits.
-            self.rate_limiter.acquire()
-
-        def pictures() -> Iterator[Any]:
-            for index, image in iter_images(
-                batch, failures=failures, background=self.background, allow_urls=self.allow_urls
-            ):
-                positions.append(index)
-                yield image
-
-        rows = self.encoder.encode_images(pictures(), batch_size=self.embed_batch_size)
-        return positions, rows
-
-    def _cache_key(self, source: ImageSource) -> str | None:
+    def _prepare(self, index: int, source: ImageSource, least_side: int | None) -> _Prepared:
+        """Read one image and decode it, unless the cache has its embedding. Runs in any thread."""
+        name = describe_source(source)
+        key = None
         try:
-            digest = image_digest(source)
-        except ImageLoadError:
-            return None  # Encoding it raises or reports the same failure.
-        return f"{self.space.weights}:{self.space.preprocessing}:{self.background}:{digest}"
+            if self.embeddings_cache is not None:
+                source = reusable(source)  # Read twice.
+                key = self._cache_key(source)
+                if (row := self._cached(key)) is not None:
+                    return _Prepared(index, name, key, row=row)
+            image = load_image(
+                source,
+                background=self.background,
+                allow_urls=self.allow_urls,
+                least_side=least_side,
+            )
+            return _Prepared(index, name, key, inputs=self.encoder.prepare(image))
+        except ImageLoadError as err:
+            error = type(err)(err.reason, source=err.source, index=index)
+            error.__cause__ = err.__cause__
+            return _Prepared(index, name, error=error)
+
+    def _embed_batch(self, batch: list[_Prepared]) -> ImageEmbeddings:
+        """Encode those of a batch that are decoded, each picture once if there is a cache."""
+        failures = [
+            ImageFailure(one.index, one.error.source, one.error.reason)
+            for one in batch
+            if one.error
+        ]
+        usable = [one for one in batch if not one.error]
+        rows: dict[str | int, Any] = {}
+        fresh: dict[str | int, ImageInputs] = {}
+        for one in usable:
+            # Asked again where it was not there: the batch before may have put it there since.
+            row = one.row if one.inputs is None else self._cached(one.key)
+            if row is not None:
+                rows[one.key or one.index] = row
+            elif one.inputs is not None:
+                fresh.setdefault(one.key or one.index, one.inputs)
+        if fresh:
+            if self.rate_limiter is not None:
+                # The asynchronous twins are on the model's own thread here: no loop waits.
+                self.rate_limiter.acquire()
+            encoded = self.encoder.encode_prepared(list(fresh.values()))
+            for key, row in zip(fresh, encoded, strict=True):
+                rows[key] = row
+                self._cache(key, row)
+        found = np.array([rows[one.key or one.index] for one in usable], dtype=np.float32)
+        return ImageEmbeddings(found.reshape(-1, self.dim), [one.index for one in usable], failures)
+
+    def _cache_key(self, source: ImageSource) -> str:
+        digest = image_digest(source)
+        how = f"{self.dtype}:{self.preprocess}:{self.background}"
+        return f"{self.space.weights}:{self.space.preprocessing}:{how}:{digest}"
+
+    def _cached(self, key: str | None) -> list[float] | None:
+        if key is None or self.embeddings_cache is None:
+            return None
+        with _CACHE_LOCK:
+            entry = self.embeddings_cache.get(key=key, collection=_CACHE_COLLECTION)
+        return entry["embedding"] if entry else None
+
+    def _cache(self, key: str | int, row: Rows) -> None:
+        if isinstance(key, str) and self.embeddings_cache is not None:
+            entry = {"embedding": row.tolist()}
+            with _CACHE_LOCK:
+                self.embeddings_cache.put(key=key, val=entry, collection=_CACHE_COLLECTION)
 
     def _get_text_embeddings_cached(self, texts: list[str]) -> list[Embedding]:
         """Embed texts, from the cache where there is one, by text and weights."""
@@ -566,7 +693,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         tower = self.encoder.text_checkpoint
         model = tower.weights if tower else f"{self.space.weights}:{self.space.preprocessing}"
-        return f"{model}:{self.on_long_text}:{digest}"
+        return f"{model}:{self.dtype}:{self.on_long_text}:{digest}"
 
     async def _run(self, function: Callable[[], T]) -> T:
         """Run on the model's own thread, in the caller's context, so that its traces are kept."""
@@ -584,10 +711,15 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         return self._get_text_embeddings([text])[0]
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        return self._get_text_embedding(query)
+        return list(self.encoder.encode_query(query).tolist())
 
     def _get_image_embeddings(self, img_file_paths: list[ImageSource]) -> list[Embedding]:
-        return list(self._embed_batch(list(enumerate(img_file_paths)), None)[1].tolist())
+        least_side = self.encoder.least_side
+        batch = [self._prepare(i, one, least_side) for i, one in enumerate(img_file_paths)]
+        whole, error = _until_error(batch)
+        if error:
+            raise error
+        return list(self._embed_batch(whole).embeddings.tolist())
 
     def _get_image_embedding(self, img_file_path: ImageSource) -> Embedding:
         return self._get_image_embeddings([img_file_path])[0]
@@ -614,6 +746,20 @@ def _pickles(value: object) -> bool:
     except Exception:  # Whatever it raises: there is no rule.
         return False
     return True
+
+
+def _until_error(batch: list[_Prepared]) -> tuple[list[_Prepared], ImageLoadError | None]:
+    """Return what comes before the first failure of a batch, and the failure."""
+    for number, one in enumerate(batch):
+        if one.error:
+            return batch[:number], one.error
+    return batch, None
+
+
+def _reordered(rows: Sequence[Embedding], order: Sequence[int]) -> list[Embedding]:
+    """Put rows that were computed in an order back into the caller's."""
+    row_of = dict(zip(order, rows, strict=True))
+    return [row_of[index] for index in range(len(rows))]
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -5,16 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
 from .checkpoint import Checkpoint
-from .errors import DimensionMismatchError, ModelLoadError, TextTooLongError
-from .loading import load_image_processor, load_model, load_tokenizer
+from .devices import (
+    Dtype,
+    default_batch_size,
+    is_out_of_memory,
+    resolve_device,
+    resolve_dtype,
+)
+from .errors import DimensionMismatchError, EmbeddingError, ModelLoadError, TextTooLongError
+from .loading import Tower, load_image_processor, load_tokenizer, load_tower
+from .prefetch import batched, prefetch, usable_cores
+from .preprocessing import Preprocessing, crop_to_aspect_ratio
 from .scripts import cjk_share
 from .text_checkpoint import TextCheckpoint
 from .tokenization import TextTokenizer
@@ -26,18 +35,26 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Dtype: TypeAlias = Literal["auto", "float32", "float16", "bfloat16"]
-OnLongText: TypeAlias = Literal["truncate", "error", "chunk_mean"]
+T = TypeVar("T")
 
-# A picture thinner than this is cropped to it before it is resized: the checkpoint's centre crop
-# throws the rest away, but resizing first could take gigabytes (1x100000 becomes 224x22400000).
-_MAX_ASPECT_RATIO = 64
+OnLongText: TypeAlias = Literal["truncate", "error", "chunk_mean"]
+Preprocess: TypeAlias = Literal["fast", "reference"]
+
+# One picture as the image tower reads it, or as uint8 pixels that are scaled on the device.
+ImageInputs: TypeAlias = dict[str, Any]
+_PIXELS = "pixels"
 
 # Share of Chinese, Japanese or Korean letters from which a text is more than a name in passing.
 _MAX_CJK_SHARE = 0.3
 
 # How far a device may be from the CPU in float32 before its answers count as wrong.
 _MIN_DEVICE_COSINE = 0.999
+
+# More threads than this decode faster than any one device computes.
+_MAX_DECODERS = 32
+
+# Queries whose embeddings are kept. Each takes a few kB.
+_KEPT_QUERIES = 256
 
 
 class Encoder:
@@ -49,7 +66,10 @@ class Encoder:
         checkpoint: The files to load.
         device: ``"auto"`` (CUDA if there is one, else the CPU) or a torch device's name. ``"mps"``
             is checked against the CPU when it is loaded, because it has given wrong numbers.
-        dtype: Arithmetic of the forward pass. ``"auto"`` is float16 on CUDA and float32 elsewhere.
+        dtype: Arithmetic of the forward pass. ``"auto"`` is float16 on CUDA, bfloat16 on a CPU that
+            multiplies it natively (AVX512-BF16 or AMX), and float32 elsewhere and for small models.
+        preprocess: ``"fast"`` decodes and resizes no more of a picture than it takes, and stays
+            within cosine 0.999; ``"reference"`` is the checkpoint's own processor.
         on_long_text: What to do with a text that is longer than the context: cut it, refuse it, or
             take the mean over windows of it, each as long as the context.
         text_checkpoint: A text tower to embed texts by, in place of the checkpoint's own.
@@ -67,6 +87,7 @@ class Encoder:
         *,
         device: str = "auto",
         dtype: Dtype = "auto",
+        preprocess: Preprocess = "fast",
         on_long_text: OnLongText = "truncate",
         text_checkpoint: TextCheckpoint | None = None,
     ) -> None:
@@ -82,6 +103,7 @@ class Encoder:
         self.text_checkpoint = text_checkpoint
         self.device = device
         self.dtype = dtype
+        self.preprocess = preprocess
         self.on_long_text = on_long_text
         self.n_truncated = 0
         self._reset()
@@ -89,13 +111,18 @@ class Encoder:
     def _reset(self) -> None:
         self._lock = threading.RLock()
         # Apart from the lock under which the model runs: event loops ask for the executor.
-        self._executor_lock = threading.Lock()
-        self._model: Any = None
-        self._image_processor: Any = None
+        self._threads_lock = threading.Lock()
+        self._threads: dict[str, ThreadPoolExecutor] = {}
+        self._threads_pid = 0
+        self._towers: dict[Tower, Any] = {}
         self._tokenizer: TextTokenizer | None = None
+        self._image_processor: Any = None
+        self._preprocessing: Preprocessing | None = None
+        self._batch_size = 0
+        # Items per forward pass after memory has run out.
+        self._fitting: dict[Tower, int] = {}
         self._warned_of_script = False
-        self._executor: ThreadPoolExecutor | None = None
-        self._executor_pid = 0
+        self._query = lru_cache(maxsize=_KEPT_QUERIES)(self._encode_query)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if not key.startswith("_")}
@@ -110,12 +137,46 @@ class Encoder:
     @property
     def executor(self) -> ThreadPoolExecutor:
         """The one thread on which async callers run this model, so that calls queue up in order."""
-        with self._executor_lock:
-            # A forked child inherits the object but not its thread.
-            if self._executor is None or self._executor_pid != os.getpid():
-                self._executor = ThreadPoolExecutor(1, thread_name_prefix="clip-encoder")
-                self._executor_pid = os.getpid()
-            return self._executor
+        return self._executor("clip-encoder", 1)
+
+    @property
+    def decoders(self) -> ThreadPoolExecutor:
+        """The threads that read, decode and resize pictures; Pillow lets them run side by side."""
+        return self._executor("clip-decoder", min(usable_cores(), _MAX_DECODERS))
+
+    def _executor(self, name: str, threads: int) -> ThreadPoolExecutor:
+        with self._threads_lock:
+            # A forked child inherits the objects but not their threads.
+            if self._threads_pid != os.getpid():
+                self._threads, self._threads_pid = {}, os.getpid()
+            if name not in self._threads:
+                self._threads[name] = ThreadPoolExecutor(threads, thread_name_prefix=name)
+            return self._threads[name]
+
+    @property
+    def batch_size(self) -> int:
+        """Images per forward pass that suit the device and the model. Reads the configuration."""
+        if not self._batch_size:
+            import transformers
+
+            device = resolve_device(self.device)
+            config = transformers.AutoConfig.from_pretrained(self.checkpoint.directory)
+            itemsize = resolve_dtype(self.dtype, device, self.checkpoint).itemsize
+            self._batch_size = default_batch_size(device, config.vision_config, itemsize)
+        return self._batch_size
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """The checkpoint's preprocessing; ``None`` if it takes more than its few usual steps."""
+        self._load_preprocessing()
+        return self._preprocessing
+
+    @property
+    def least_side(self) -> int | None:
+        """Pixels that pictures' sides are decoded to at least; ``None`` decodes them in full."""
+        if self.preprocess == "reference" or self.preprocessing is None:
+            return None
+        return self.preprocessing.least_side
 
     @property
     def logit_scale(self) -> float:
@@ -124,8 +185,7 @@ class Encoder:
         Source:
             Radford et al. 2021, Fig. 3 (there ``exp(t)``; this is after the exponential).
         """
-        self._load()
-        return float(self._model.logit_scale.detach().float().exp())
+        return float(self._model_of_both().logit_scale.detach().float().exp())
 
     @property
     def logit_bias(self) -> float | None:
@@ -134,9 +194,19 @@ class Encoder:
         Source:
             Zhai et al. 2023, Algorithm 1 (SigLIP). arXiv:2303.15343
         """
-        self._load()
-        bias = getattr(self._model, "logit_bias", None)
+        bias = getattr(self._model_of_both(), "logit_bias", None)
         return None if bias is None else float(bias.detach().float())
+
+    def _model_of_both(self) -> Any:
+        """Return a model that keeps what belongs to neither tower."""
+        loaded = [tower for tower in self._towers.values() if hasattr(tower, "logit_scale")]
+        if loaded:
+            return loaded[0]
+        if self.text_checkpoint is None:
+            return self._tower("text")
+        import torch
+
+        return load_tower(self.checkpoint, "text", torch.float32)
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int) -> Rows:
         """Embed texts, one row each, in the order given.
@@ -160,26 +230,45 @@ class Encoder:
         check_texts(texts)
         # Half of a character, as texts out of a PDF may hold, is none: tokenizers refuse it.
         texts = [text.encode("utf-8", "replace").decode() for text in texts]
-        tokenizer = self._load()
         self._check_script(texts)
+        self._tower("text")
         rows = np.zeros((len(texts), self.checkpoint.dim), dtype=np.float32)
         counts = np.zeros(len(texts), dtype=int)
-        for _, batch in _batched(self._windows(tokenizer, texts, batch_size), batch_size):
+        # Those of a length together: a batch is padded to its longest.
+        windows = sorted(self._windows(texts, batch_size), key=lambda window: len(window[1]))
+        for batch in batched(windows, batch_size):
             indices = [index for index, _ in batch]
-            inputs = tokenizer.pad([window for _, window in batch])
-            np.add.at(rows, indices, self._forward("get_text_features", inputs))
+            tokens = [window for _, window in batch]
+            np.add.at(rows, indices, self._fit_memory("text", self._text_rows, tokens))
             np.add.at(counts, indices, 1)
         # The sum over windows has the direction of their mean.
         several = counts > 1
         rows[several] = l2_normalize(rows[several])
         return rows
 
+    def encode_query(self, text: str) -> Rows:
+        """Embed one text; the latest ones are kept, because people ask the same again.
+
+        Returns:
+            Shape ``(dim,)``, unit length; to be left as it is.
+
+        Raises:
+            TypeError, TextTooLongError, ModelLoadError: As `encode_texts`.
+        """
+        check_texts([text])
+        return self._query(text)
+
+    def _encode_query(self, text: str) -> Rows:
+        row: Rows = self.encode_texts([text], batch_size=1)[0]
+        row.flags.writeable = False
+        return row
+
     def encode_images(self, images: Iterable[Image], *, batch_size: int) -> Rows:
         """Embed images, one row each, in the order given.
 
         Args:
-            images: RGB pictures of any size; drawn one at a time, and only the model's input is
-                kept of each, so that a generator of large photographs takes little memory.
+            images: RGB pictures of any size; drawn as they are needed, and only the model's input
+                is kept of each, so that a generator of large photographs takes little memory.
             batch_size: Images per forward pass. Trades memory for speed, never changes the answer
                 beyond float rounding.
 
@@ -188,45 +277,53 @@ class Encoder:
 
         Raises:
             ModelLoadError: If the checkpoint cannot be loaded.
-
-        Source:
-            Radford et al. 2021, Fig. 3 (projection, then L2 normalisation). arXiv:2103.00020
         """
-        self._load()
-        pixels = (self._preprocess(image) for image in images)
         batches = [np.empty((0, self.checkpoint.dim), dtype=np.float32)]
-        for _, batch in _batched(pixels, batch_size):
-            inputs = {key: np.stack([item[key] for item in batch]) for key in batch[0]}
-            batches.append(self._forward("get_image_features", inputs))
+        prepared = prefetch(self.decoders, self.prepare, images, ahead=usable_cores())
+        for batch in batched(prepared, batch_size):
+            batches.append(self.encode_prepared(batch))
         return np.concatenate(batches)
 
-    def _preprocess(self, image: Image) -> dict[str, Any]:
-        """Run the checkpoint's own processor on one picture.
-
-        Returns:
-            The image tower's inputs: ``pixel_values`` of shape ``(3, height, width)``; for NaFlex,
-            of shape ``(patches, values)``, with the mask and the grid of the patches.
-        """
+    def prepare(self, image: Image) -> ImageInputs:
+        """Turn an RGB picture into what is kept of it until it is encoded. Safe in any thread."""
+        self._load_preprocessing()
+        if self.preprocess == "fast" and self._preprocessing:
+            return {_PIXELS: self._preprocessing.pixels(image.convert("RGB"))}
         if getattr(self._image_processor, "do_center_crop", False):
-            image = _crop_to_aspect_ratio(image, _MAX_ASPECT_RATIO)
+            image = crop_to_aspect_ratio(image)
         # The channels are named, because they cannot be guessed from a picture 1 or 3 high.
         outputs = self._image_processor(
             image.convert("RGB"), return_tensors="np", input_data_format="channels_last"
         )
         return {key: value[0] for key, value in outputs.items()}
 
-    def _windows(
-        self, tokenizer: TextTokenizer, texts: Sequence[str], batch_size: int
-    ) -> Iterator[tuple[int, list[int]]]:
+    def encode_prepared(self, batch: Sequence[ImageInputs]) -> Rows:
+        """Embed what `prepare` returned, in one forward pass unless memory runs out.
+
+        Returns:
+            Unit-length embeddings on the CPU. Shape ``(len(batch), dim)``.
+
+        Raises:
+            EmbeddingError: If memory runs out with one image, or a row has no direction.
+            ModelLoadError: If the checkpoint cannot be loaded.
+
+        Source:
+            Radford et al. 2021, Fig. 3 (projection, then L2 normalisation). arXiv:2103.00020
+        """
+        self._tower("image")
+        return self._fit_memory("image", self._image_rows, batch)
+
+    def _windows(self, texts: Sequence[str], batch_size: int) -> Iterator[tuple[int, list[int]]]:
         """Yield the tokens to embed, each with the position of its text."""
-        for start, batch in _batched(texts, batch_size):
-            for index, row in enumerate(tokenizer.tokenize(batch), start):
-                windows = tokenizer.windows(row)
-                if len(windows) > 1 and self.on_long_text != "chunk_mean":
-                    self._report_long_text(index, len(row))
-                    windows = windows[:1]
-                for window in windows:
-                    yield index, window
+        tokenizer = self._text_tokenizer
+        rows = (row for batch in batched(texts, batch_size) for row in tokenizer.tokenize(batch))
+        for index, row in enumerate(rows):
+            windows = tokenizer.windows(row)
+            if len(windows) > 1 and self.on_long_text != "chunk_mean":
+                self._report_long_text(index, len(row))
+                windows = windows[:1]
+            for window in windows:
+                yield index, window
 
     def reads(self, text: str) -> bool:
         """Whether a text is not Chinese, Japanese or Korean for a model of English words."""
@@ -272,12 +369,88 @@ class Encoder:
             )
         self.n_truncated += 1
 
-    def _forward(self, method: str, inputs: dict[str, Any]) -> Rows:
+    def _fit_memory(
+        self, tower: Tower, forward: Callable[[Sequence[T]], Rows], batch: Sequence[T]
+    ) -> Rows:
+        """Run a batch in one forward pass, or in smaller ones once memory has run out."""
+        parts: list[Rows] = []
+        start = 0
+        while start < len(batch):
+            size = min(len(batch) - start, self._fitting.get(tower, len(batch)))
+            try:
+                parts.append(forward(batch[start : start + size]))
+                start += size
+                continue
+            except RuntimeError as err:
+                if not is_out_of_memory(err):
+                    raise
+                reason = str(err).splitlines()[0]
+            # Outside of the handler, whose traceback holds on to what is to be freed.
+            if size == 1:
+                raise EmbeddingError(
+                    f"memory runs out with one {tower} on device {self.device!r} ({reason}); use a "
+                    "smaller model, or device='cpu'"
+                )
+            self._fitting[tower] = size // 2
+            _free_cached_memory()
+            logger.warning(
+                "memory ran out with %d %ss at once, going on with %d; embed_batch_size=%d saves "
+                "the try next time (%s)",
+                size,
+                tower,
+                size // 2,
+                size // 2,
+                reason,
+            )
+        return np.concatenate(parts)
+
+    def _text_rows(self, windows: Sequence[list[int]]) -> Rows:
         import torch
 
+        inputs = self._text_tokenizer.pad(list(windows))
+        tensors = {key: torch.as_tensor(value) for key, value in inputs.items()}
+        return self._rows("text", tensors)
+
+    def _image_rows(self, batch: Sequence[ImageInputs]) -> Rows:
+        import torch
+
+        if self._preprocessing and _PIXELS in batch[0]:
+            return self._rows("image", {"pixel_values": self._scaled(batch, self._preprocessing)})
+        return self._rows(
+            "image",
+            {key: torch.as_tensor(np.stack([one[key] for one in batch])) for key in batch[0]},
+        )
+
+    def _scaled(self, batch: Sequence[ImageInputs], preprocessing: Preprocessing) -> torch.Tensor:
+        """Move uint8 pixels to the device, a quarter of the bytes, and scale them there.
+
+        Returns:
+            Shape ``(n, 3, height, width)``, float32.
+        """
+        import torch
+
+        device = next(self._tower("image").parameters()).device
+        # Pinned memory, and a copy that nobody waits for, so that CUDA takes the next batch while
+        # it computes.
+        pixels = torch.empty(
+            (len(batch), *batch[0][_PIXELS].shape),
+            dtype=torch.uint8,
+            pin_memory=device.type == "cuda",
+        )
+        np.stack([one[_PIXELS] for one in batch], out=pixels.numpy())
+        values = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+        factor, offset = (
+            torch.tensor(channels, device=device).view(3, 1, 1)
+            for channels in (preprocessing.factor, preprocessing.offset)
+        )
+        return torch.addcmul(offset, values, factor)
+
+    def _rows(self, tower: Tower, tensors: dict[str, torch.Tensor]) -> Rows:
+        import torch
+
+        model = self._tower(tower)
         with self._lock, torch.inference_mode():
-            tensors = {key: torch.as_tensor(value) for key, value in inputs.items()}
-            return l2_normalize(self._features(self._model, method, tensors))
+            return l2_normalize(self._features(model, f"get_{tower}_features", tensors))
 
     def _features(self, model: Any, method: str, inputs: dict[str, torch.Tensor]) -> Rows:
         """Run one tower. Shape ``(n, dim)``, not normalised, float32 on the CPU."""
@@ -307,69 +480,91 @@ class Encoder:
         rows: Rows = features.float().cpu().numpy()
         return rows
 
-    def _load(self) -> TextTokenizer:
-        """Read the checkpoint once, however many threads ask; return the tokenizer."""
-        # The model is set last: who sees it sees the others, too.
-        if self._model is None:
-            with self._lock:
-                if self._model is None:
-                    self._image_processor = load_image_processor(self.checkpoint)
-                    self._tokenizer, model = self._load_towers()
-                    self._model = self._to_device(model)
-        return cast(TextTokenizer, self._tokenizer)
+    @property
+    def _text_tokenizer(self) -> TextTokenizer:
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = self._load_tokenizer()
+            return self._tokenizer
 
-    def _load_towers(self) -> tuple[TextTokenizer, Any]:
-        model = load_model(self.checkpoint)
+    def _load_tokenizer(self) -> TextTokenizer:
         if self.text_checkpoint is None:
-            return load_tokenizer(self.checkpoint), model
-        from .text_tower import load_text_tokenizer, pair_towers  # Imports torch.
+            return load_tokenizer(self.checkpoint)
+        from .text_tower import load_text_tokenizer  # Imports torch.
 
-        tokenizer = load_text_tokenizer(self.text_checkpoint)
-        return tokenizer, pair_towers(model, self.text_checkpoint)
+        return load_text_tokenizer(self.text_checkpoint)
 
-    def _to_device(self, model: Any) -> Any:
+    def _load_preprocessing(self) -> None:
+        # Set last: who sees it sees the other, too.
+        if self._image_processor is None:
+            with self._lock:
+                if self._image_processor is None:
+                    processor = load_image_processor(self.checkpoint)
+                    self._preprocessing = Preprocessing.of(processor)
+                    self._image_processor = processor
+
+    def _tower(self, name: Tower) -> Any:
+        """Return a tower, which the first to ask for it loads, however many threads ask."""
+        tower = self._towers.get(name)
+        if tower is None:
+            with self._lock:
+                if name not in self._towers:
+                    self._towers[name] = self._load_tower(name)
+                tower = self._towers[name]
+        return tower
+
+    def _load_tower(self, name: Tower) -> Any:
         import torch
 
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = self.dtype
-        if dtype == "auto":
-            dtype = "float16" if device.startswith("cuda") else "float32"
-        reference = None
-        if not device.startswith(("cpu", "cuda")):
-            reference = self._probe(model)
+        device = resolve_device(self.device)
+        dtype = resolve_dtype(self.dtype, device, self.checkpoint)
+        # What is to be compared with the device's answer.
+        is_checked = not device.startswith(("cpu", "cuda"))
+        model = self._read_tower(name, torch.float32 if is_checked else dtype)
+        reference = self._probe(name, model) if is_checked else None
         try:
-            model = model.to(device, getattr(torch, dtype))
+            model = model.to(device, dtype)
         except (RuntimeError, AssertionError, NotImplementedError) as err:
-            raise ModelLoadError(f"cannot use device {device!r} with {dtype}: {err}") from err
+            kind = str(dtype).removeprefix("torch.")
+            raise ModelLoadError(f"cannot use device {device!r} with {kind}: {err}") from err
         if reference is not None:
-            worst = float((reference * self._probe(model)).sum(axis=1).min())
+            worst = float((reference * self._probe(name, model)).sum(axis=1).min())
             if not worst >= _MIN_DEVICE_COSINE:
                 raise ModelLoadError(
                     f"device {device!r} computes wrong embeddings: cosine {worst:.4f} to the CPU, "
                     f"at least {_MIN_DEVICE_COSINE} expected; use device='cpu'"
                 )
-        logger.info("loaded %r on %s in %s", self.checkpoint.name, device, dtype)
+        logger.info("loaded the %s tower of %r on %s", name, self.checkpoint.name, device)
         return model
 
-    def _probe(self, model: Any) -> Rows:
-        """Embed a fixed text and a fixed picture. Shape ``(2, dim)``."""
+    def _read_tower(self, name: Tower, dtype: torch.dtype) -> Any:
+        if name == "image" or self.text_checkpoint is None:
+            return load_tower(self.checkpoint, name, dtype)
+        from .text_tower import load_text_tower  # Imports torch.
+
+        return load_text_tower(self.text_checkpoint, dtype)
+
+    def _probe(self, name: Tower, model: Any) -> Rows:
+        """Embed a fixed text, or a fixed picture. Shape ``(1, dim)``."""
         import torch
         from PIL import Image
 
-        gradient = Image.linear_gradient("L").convert("RGB")
-        tokenizer = cast(TextTokenizer, self._tokenizer)
-        inputs = {
-            "get_text_features": tokenizer.pad(tokenizer.tokenize(["1 + 1"])),
-            "get_image_features": {k: v[None] for k, v in self._preprocess(gradient).items()},
-        }
+        if name == "text":
+            inputs = self._text_tokenizer.pad(self._text_tokenizer.tokenize(["1 + 1"]))
+        else:
+            self._load_preprocessing()
+            gradient = Image.linear_gradient("L").convert("RGB")
+            inputs = self._image_processor(gradient, return_tensors="np")
         with torch.inference_mode():
-            rows = [
-                self._features(model, method, {k: torch.as_tensor(v) for k, v in arrays.items()})
-                for method, arrays in inputs.items()
-            ]
-        return l2_normalize(np.concatenate(rows))
+            tensors = {key: torch.as_tensor(value) for key, value in inputs.items()}
+            return l2_normalize(self._features(model, f"get_{name}_features", tensors))
+
+
+def _free_cached_memory() -> None:
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def check_texts(texts: Sequence[object]) -> None:
@@ -381,25 +576,3 @@ def check_texts(texts: Sequence[object]) -> None:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"text {index} is a {type(text).__name__}, expected str")
-
-
-def _batched(items: Iterable[Any], size: int) -> Iterator[tuple[int, list[Any]]]:
-    """Yield the position of each batch's first item, and the batch."""
-    if size < 1:
-        raise ValueError(f"batch_size is {size}, expected at least 1")
-    iterator = iter(items)
-    start = 0
-    while batch := list(islice(iterator, size)):
-        yield start, batch
-        start += len(batch)
-
-
-def _crop_to_aspect_ratio(image: Image, limit: int) -> Image:
-    """Cut the ends off a picture that is more than ``limit`` times as long as it is wide."""
-    width, height = image.size
-    short = min(width, height)
-    left = max(0, (width - short * limit) // 2)
-    top = max(0, (height - short * limit) // 2)
-    if left == top == 0:
-        return image
-    return image.crop((left, top, width - left, height - top))

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from llama_index.core.schema import BaseNode
 from tqdm.auto import tqdm
 
-from .dual_encoder import DualEncoderEmbedding
+from .dual_encoder import DualEncoderEmbedding, ImageEmbeddings
 from .errors import ImageLoadError
 from .images import ImageFailure, OnError
 from .nodes import Captions, ImageItem, list_images, make_image_node, with_content_hash
+from .prefetch import batched, prefetch
 from .rows import check_node, modality_of, node_hash
 from .sources import describe_source
 from .store import CLIPMilvusVectorStore, check_pair
+
+# Threads that read and hash files: enough to keep a disk or a network drive busy.
+_READERS = 4
 
 
 @dataclass
@@ -77,7 +85,8 @@ def ingest_images(
             is read as it is needed.
         embed_model: The model that the store was made for.
         vector_store: The store, as `create_vector_store` returns it.
-        batch_size: Images that are looked up, embedded and stored together.
+        batch_size: Images that are looked up, and stored, together. What is embedded together is
+            the model's ``embed_batch_size``.
         on_error: Report an image that cannot be used and go on, or raise.
         captions: As in `load_image_nodes`.
         recursive: Whether to look into the folder's folders.
@@ -98,21 +107,19 @@ def ingest_images(
         # Listed first, so that a folder that changes is not read twice and the bar has an end.
         items = list(list_images(source, recursive=recursive))
     total = len(items) if isinstance(items, Sized) else None
-    report = IngestReport()
     with tqdm(desc="Ingesting images", total=total, unit="img", disable=not show_progress) as bar:
-        for report in iter_ingest(
+        return ingest_items(
             items,
             embed_model=embed_model,
             vector_store=vector_store,
             batch_size=batch_size,
             on_error=on_error,
             captions=captions,
-        ):
-            bar.update(report.total - bar.n)
-    return report
+            on_progress=lambda report: bar.update(report.total - bar.n),
+        )
 
 
-def iter_ingest(
+def ingest_items(
     items: Iterable[ImageItem],
     *,
     embed_model: DualEncoderEmbedding,
@@ -120,25 +127,26 @@ def iter_ingest(
     batch_size: int,
     on_error: OnError,
     captions: Captions,
-) -> Iterator[IngestReport]:
+    on_progress: Callable[[IngestReport], None],
+) -> IngestReport:
     """Do the work of `ingest_images`, for callers that show progress in their own way.
 
-    Yields:
-        The one report, brought up to date, after each batch that is stored.
+    Args:
+        items: Paths or image nodes.
+        embed_model: As in `ingest_images`.
+        vector_store: As in `ingest_images`.
+        batch_size: As in `ingest_images`.
+        on_error: As in `ingest_images`.
+        captions: As in `load_image_nodes`.
+        on_progress: Called with the report so far whenever it has grown.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is {on_error!r}, expected 'raise' or 'skip'")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
     check_pair(embed_model, vector_store)
-    report = IngestReport()
-    started = time.perf_counter()
-    numbered = enumerate(items)
-    while batch := list(islice(numbered, batch_size)):
-        nodes = dict(_image_nodes(batch, captions, on_error, report))
-        _store_batch(nodes, embed_model, vector_store, on_error, report)
-        report.seconds = time.perf_counter() - started
-        yield report
+    if callable(captions):
+        captions = _one_at_a_time(captions)
+    ingest = _Ingest(embed_model, vector_store, batch_size, on_error, captions, on_progress)
+    return ingest.run(items)
 
 
 async def aingest_images(
@@ -166,17 +174,221 @@ async def aingest_images(
     )
 
 
-def _image_nodes(
-    batch: list[tuple[int, Any]], captions: Captions, on_error: OnError, report: IngestReport
-) -> Iterator[tuple[int, BaseNode]]:
-    """Yield the position and node of each item that can be read."""
-    for index, item in batch:
+@dataclass
+class _Drawn:
+    """An image on its way into the store.
+
+    Attributes:
+        index: Its position among the items.
+        node: The node, later with its embedding.
+        row_hash: What the store will know it by.
+        is_new: Whether the store has no row of its id.
+        repeats: Items that came again while it was on its way; they share its fate.
+    """
+
+    index: int
+    node: BaseNode
+    row_hash: str
+    is_new: bool
+    repeats: list[tuple[int, BaseNode]] = field(default_factory=list)
+
+
+class _Ingest:
+    """One run: images are read, decoded, embedded and stored, all at the same time.
+
+    The thread that calls `run` draws the items, asks the store what it has, and computes; others
+    read ahead of it, and one writes behind it. What lies between them is a few batches at most.
+    """
+
+    def __init__(
+        self,
+        embed_model: DualEncoderEmbedding,
+        vector_store: CLIPMilvusVectorStore,
+        batch_size: int,
+        on_error: OnError,
+        captions: Captions,
+        on_progress: Callable[[IngestReport], None],
+    ) -> None:
+        self.embed_model = embed_model
+        self.vector_store = vector_store
+        self.batch_size = batch_size
+        self.on_error = on_error
+        self.captions = captions
+        self.on_progress = on_progress
+        self.report = IngestReport()
+        self.started = time.perf_counter()
+        # Of an item or the store, after which no more are drawn; and of whoever makes the items.
+        self.error: Exception | None = None
+        self.stream_error: Exception | None = None
+        # Drawn and not embedded, in order; embedded and not stored; what is being stored.
+        self.drawn: deque[_Drawn] = deque()
+        self.n_taken = 0
+        self.embedded: list[_Drawn] = []
+        self.writing: tuple[list[_Drawn], Future[list[str]]] | None = None
+        # By id: what is on its way; and what became of it since the store was last asked.
+        self.on_its_way: dict[str, _Drawn] = {}
+        self.fates: dict[str, tuple[str, str]] = {}
+
+    def run(self, items: Iterable[ImageItem]) -> IngestReport:
+        """Do it all; an error is raised once everything that came before it is stored."""
+        with (
+            ThreadPoolExecutor(_READERS, "clip-reader") as readers,
+            ThreadPoolExecutor(1, "clip-writer") as writer,
+        ):
+            nodes = (drawn.node for drawn in self._changed(items, readers))
+            with closing(self.embed_model.stream_images(nodes, on_error=self.on_error)) as stream:
+                try:
+                    for batch in stream:
+                        self._take(batch, writer)
+                except ImageLoadError as err:
+                    index = self.drawn[(err.index or 0) - self.n_taken].index
+                    self.error = type(err)(err.reason, source=err.source, index=index)
+                    self.error.__cause__ = err
+            self._write(writer)
+            self._finish_writing()
+        self.report.failed.sort(key=lambda failure: failure.index)
+        self._tell()
+        if error := self.error or self.stream_error:
+            raise error
+        return self.report
+
+    def _changed(self, items: Iterable[ImageItem], readers: Executor) -> Iterator[_Drawn]:
+        """Yield what the store lacks or has otherwise; what goes wrong ends it."""
         try:
-            yield index, _image_node(item, captions)
-        except ImageLoadError as err:
-            if on_error == "raise":
-                raise type(err)(err.reason, source=err.source, index=index) from err
-            report.failed.append(ImageFailure(index, err.source, err.reason))
+            numbered = enumerate(self._until_error(items))
+            read = prefetch(readers, self._read, numbered, ahead=self.batch_size)
+            for batch in batched(read, self.batch_size):
+                nodes = list(self._readable(batch))
+                self.fates.clear()
+                stored = self.vector_store.get_hashes([node.node_id for _, node in nodes])
+                for index, node in nodes:
+                    if drawn := self._draw(index, node, stored):
+                        yield drawn
+                self._tell()
+                if self.error:
+                    return
+        except Exception as err:
+            self.error = err
+
+    def _until_error(self, items: Iterable[ImageItem]) -> Iterator[ImageItem]:
+        """Yield items; an error of whoever makes them waits until those before it are stored."""
+        try:
+            yield from items
+        except Exception as err:
+            self.stream_error = err
+
+    def _read(self, numbered: tuple[int, Any]) -> tuple[int, BaseNode | Exception]:
+        index, item = numbered
+        try:
+            return index, _image_node(item, self.captions)
+        except Exception as err:
+            return index, err
+
+    def _readable(
+        self, batch: Iterable[tuple[int, BaseNode | Exception]]
+    ) -> Iterator[tuple[int, BaseNode]]:
+        """Yield the nodes up to the first error that is to be raised; note the others."""
+        for index, node in batch:
+            if not isinstance(node, Exception):
+                yield index, node
+            elif not isinstance(node, ImageLoadError):
+                self.error = node
+                return
+            elif self.on_error == "raise":
+                self.error = type(node)(node.reason, source=node.source, index=index)
+                self.error.__cause__ = node
+                return
+            else:
+                self.report.failed.append(ImageFailure(index, node.source, node.reason))
+
+    def _draw(self, index: int, node: BaseNode, stored: dict[str, str]) -> _Drawn | None:
+        """Decide what is to be done with a node; return it if it is to be embedded."""
+        row_hash = node_hash(node)
+        on_its_way = self.on_its_way.get(node.node_id)
+        # Since the store was asked, it may have been stored, or found to be no picture.
+        fate, reason = self.fates.get(node.node_id, (stored.get(node.node_id), ""))
+        if on_its_way and on_its_way.row_hash == row_hash:
+            on_its_way.repeats.append((index, node))
+        elif not on_its_way and fate == row_hash:
+            self._repeat([(index, node)], reason)
+        elif refusal := _refusal(node, self.on_error):
+            self.report.failed.append(ImageFailure(index, describe_source(node), refusal))
+        else:
+            is_new = not on_its_way and (fate is None or bool(reason))
+            drawn = _Drawn(index, node, row_hash, is_new)
+            self.on_its_way[node.node_id] = drawn
+            self.drawn.append(drawn)
+            return drawn
+        return None
+
+    def _take(self, batch: ImageEmbeddings, writer: Executor) -> None:
+        """Take the embeddings of what was drawn first, and the failures among it."""
+        rows = dict(zip(batch.kept, batch.embeddings.tolist(), strict=True))
+        reasons = {failure.index: failure.reason for failure in batch.failures}
+        for position in range(self.n_taken, self.n_taken + len(rows) + len(reasons)):
+            drawn = self.drawn.popleft()
+            if position in rows:
+                drawn.node = drawn.node.model_copy(update={"embedding": rows[position]})
+                self.embedded.append(drawn)
+            else:
+                self._settle(drawn, reasons[position])
+            if len(self.embedded) == self.batch_size:
+                self._write(writer)
+        self.n_taken += len(rows) + len(reasons)
+
+    def _write(self, writer: Executor) -> None:
+        """Hand over what is embedded, once what was handed over before is stored."""
+        self._finish_writing()
+        if self.embedded:
+            nodes = [drawn.node for drawn in self.embedded]
+            self.writing = (self.embedded, writer.submit(self.vector_store.add, nodes))
+            self.embedded = []
+
+    def _finish_writing(self) -> None:
+        if self.writing:
+            written, future = self.writing
+            self.writing = None
+            future.result()
+            for drawn in written:
+                self._settle(drawn)
+            self._tell()
+
+    def _settle(self, drawn: _Drawn, reason: str = "") -> None:
+        """Count what is stored, or has failed for a reason, and what came again meanwhile."""
+        if reason:
+            failure = ImageFailure(drawn.index, describe_source(drawn.node), reason)
+            self.report.failed.append(failure)
+        elif drawn.is_new:
+            self.report.added += 1
+        else:
+            self.report.replaced += 1
+        self._repeat(drawn.repeats, reason)
+        self.fates[drawn.node.node_id] = (drawn.row_hash, reason)
+        # Unless another node of this id came after it.
+        if self.on_its_way.get(drawn.node.node_id) is drawn:
+            del self.on_its_way[drawn.node.node_id]
+
+    def _repeat(self, repeats: list[tuple[int, BaseNode]], reason: str) -> None:
+        for index, node in repeats:
+            if reason:
+                self.report.failed.append(ImageFailure(index, describe_source(node), reason))
+            else:
+                self.report.unchanged += 1
+
+    def _tell(self) -> None:
+        self.report.seconds = time.perf_counter() - self.started
+        self.on_progress(self.report)
+
+
+def _one_at_a_time(captions: Callable[[Path], str | None]) -> Callable[[Path], str | None]:
+    """Keep a caller's function from running in several threads, for which it may not be made."""
+    lock = threading.Lock()
+
+    def caption(path: Path) -> str | None:
+        with lock:
+            return captions(path)
+
+    return caption
 
 
 def _image_node(item: Any, captions: Captions) -> BaseNode:
@@ -190,48 +402,6 @@ def _image_node(item: Any, captions: Captions) -> BaseNode:
     )
 
 
-def _store_batch(
-    nodes: dict[int, BaseNode],
-    embed_model: DualEncoderEmbedding,
-    vector_store: CLIPMilvusVectorStore,
-    on_error: OnError,
-    report: IngestReport,
-) -> None:
-    """Embed and store what the store lacks or has otherwise."""
-    stored = vector_store.get_hashes([node.node_id for node in nodes.values()])
-    known = dict(stored)
-    changed: dict[int, BaseNode] = {}
-    repeated: dict[int, BaseNode] = {}
-    for index, node in nodes.items():
-        row_hash = node_hash(node)
-        if stored.get(node.node_id) == row_hash == known[node.node_id]:
-            report.unchanged += 1
-        elif known.get(node.node_id) == row_hash:
-            repeated[index] = node
-        elif reason := _refusal(node, on_error):
-            report.failed.append(ImageFailure(index, describe_source(node), reason))
-        else:
-            changed[index] = node
-            known[node.node_id] = row_hash
-    embedded, failures = _embed(changed, embed_model, on_error)
-    report.failed += failures
-    vector_store.add(embedded)
-    for node in embedded:
-        if node.node_id in stored:
-            report.replaced += 1
-        else:
-            report.added += 1
-            stored[node.node_id] = ""
-    # What came twice in this batch shares the fate of its first.
-    reasons = {nodes[failure.index].node_id: failure.reason for failure in failures}
-    for index, node in repeated.items():
-        if node.node_id in reasons:
-            reason = reasons[node.node_id]
-            report.failed.append(ImageFailure(index, describe_source(node), reason))
-        else:
-            report.unchanged += 1
-
-
 def _refusal(node: BaseNode, on_error: OnError) -> str:
     """Say why Milvus could not store a node; empty if it could."""
     try:
@@ -241,25 +411,3 @@ def _refusal(node: BaseNode, on_error: OnError) -> str:
             raise
         return str(err)
     return ""
-
-
-def _embed(
-    nodes: dict[int, BaseNode],
-    embed_model: DualEncoderEmbedding,
-    on_error: OnError,
-) -> tuple[list[BaseNode], list[ImageFailure]]:
-    """Return copies of the nodes with their embeddings, and the nodes whose image fails."""
-    positions = list(nodes)
-    try:
-        result = embed_model.embed_images(list(nodes.values()), on_error=on_error)
-    except ImageLoadError as err:
-        raise type(err)(err.reason, source=err.source, index=positions[err.index or 0]) from err
-    failures = [
-        ImageFailure(positions[failure.index], failure.source, failure.reason)
-        for failure in result.failures
-    ]
-    embedded = [
-        nodes[positions[position]].model_copy(update={"embedding": row})
-        for position, row in zip(result.kept, result.embeddings.tolist(), strict=True)
-    ]
-    return embedded, failures

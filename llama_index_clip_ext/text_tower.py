@@ -14,31 +14,18 @@ from .text_checkpoint import TextCheckpoint
 from .tokenization import TextTokenizer
 
 
-class PairedTowers(nn.Module):
-    """A dual encoder whose texts go to another tower.
+class TextTower(nn.Module):
+    """A sentence encoder, in a dual encoder's words.
 
     Args:
-        images: The model whose image tower is used; its text tower is let go of.
         transformer: Encodes tokens.
         dense: From the mean over tokens to the embedding; ``None`` if that is the embedding.
     """
 
-    def __init__(self, images: Any, transformer: Any, dense: nn.Linear | None) -> None:
+    def __init__(self, transformer: Any, dense: nn.Linear | None) -> None:
         super().__init__()
-        images.text_model = nn.Identity()
-        self.images = images
         self.transformer = transformer
         self.dense = dense or nn.Identity()
-
-    @property
-    def logit_scale(self) -> torch.Tensor:
-        """The other model's: a text tower is trained to give what that model's own would."""
-        scale: torch.Tensor = self.images.logit_scale
-        return scale
-
-    def get_image_features(self, **inputs: torch.Tensor) -> Any:
-        """Return what the other model's image tower does."""
-        return self.images.get_image_features(**inputs)
 
     def get_text_features(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor
@@ -68,20 +55,18 @@ def load_text_tokenizer(checkpoint: TextCheckpoint) -> TextTokenizer:
     )
 
 
-def pair_towers(images: Any, checkpoint: TextCheckpoint) -> PairedTowers:
-    """Load a text tower beside a model, in float32 on the CPU.
-
-    Args:
-        images: The dual encoder whose images it was trained for, loaded.
-        checkpoint: The text tower's files.
+def load_text_tower(checkpoint: TextCheckpoint, dtype: torch.dtype) -> TextTower:
+    """Load a text tower, on the CPU.
 
     Raises:
         ModelLoadError: If the weights cannot be read, or some are missing.
     """
     import transformers
 
-    transformer = read_model(transformers.AutoModel, checkpoint.name, checkpoint.directory)
-    return PairedTowers(images, transformer, _load_dense(checkpoint)).eval()
+    transformer = read_model(
+        transformers.AutoModel, checkpoint.name, checkpoint.directory, dtype=dtype
+    )
+    return TextTower(transformer, _load_dense(checkpoint)).to(dtype).eval()
 
 
 def _load_dense(checkpoint: TextCheckpoint) -> nn.Linear | None:

@@ -55,13 +55,13 @@ def counted(clip_dir, monkeypatch):
     embed_model = CLIPEmbedding(clip_dir, embed_batch_size=4)
     encoder = embed_model.encoder
     sizes = []
-    forward = encoder._forward
+    forward = encoder._rows
 
     def counting(method, inputs):
         sizes.append((method, len(next(iter(inputs.values())))))
         return forward(method, inputs)
 
-    monkeypatch.setattr(encoder, "_forward", counting)
+    monkeypatch.setattr(encoder, "_rows", counting)
     return embed_model, sizes
 
 
@@ -167,16 +167,16 @@ def test_batches_are_real_and_keep_order(counted, pictures):
     files = sorted(pictures.iterdir()) * 2
     rows = embed_model.get_image_embedding_batch(files)
     assert sizes == [
-        ("get_image_features", 4),
-        ("get_image_features", 4),
-        ("get_image_features", 2),
+        ("image", 4),
+        ("image", 4),
+        ("image", 2),
     ]
     np.testing.assert_allclose(rows[:5], rows[5:], atol=1e-5)
     np.testing.assert_allclose(rows[3], embed_model.get_image_embedding(files[3]), atol=1e-5)
     sizes.clear()
     texts = [f"text {number}" for number in range(6)]
     rows = embed_model.get_text_embedding_batch(texts)
-    assert sizes == [("get_text_features", 4), ("get_text_features", 2)]
+    assert sizes == [("text", 4), ("text", 2)]
     np.testing.assert_allclose(rows[5], embed_model.get_query_embedding("text 5"), atol=1e-5)
 
 
@@ -208,13 +208,13 @@ async def test_async_twins_agree(clip, red):
 async def test_no_forward_pass_runs_on_the_event_loop(counted, red, monkeypatch):
     embed_model, _ = counted
     threads = set()
-    forward = embed_model.encoder._forward
+    forward = embed_model.encoder._rows
 
     def noting(method, inputs):
         threads.add(threading.current_thread())
         return forward(method, inputs)
 
-    monkeypatch.setattr(embed_model.encoder, "_forward", noting)
+    monkeypatch.setattr(embed_model.encoder, "_rows", noting)
     await embed_model.aget_query_embedding("a")
     await embed_model.aget_text_embedding("a")
     await embed_model.aget_text_embedding_batch(["a"] * 9)
@@ -228,9 +228,9 @@ async def test_no_forward_pass_runs_on_the_event_loop(counted, red, monkeypatch)
 
 async def test_the_loop_goes_on_while_a_batch_is_embedded(counted, monkeypatch):
     embed_model, _ = counted
-    slow = embed_model.encoder._forward
+    slow = embed_model.encoder._rows
     monkeypatch.setattr(
-        embed_model.encoder, "_forward", lambda *args: (time.sleep(0.2), slow(*args))[1]
+        embed_model.encoder, "_rows", lambda *args: (time.sleep(0.2), slow(*args))[1]
     )
     task = asyncio.create_task(embed_model.aget_text_embedding_batch(["a"] * 8))
     beats = 0
@@ -465,21 +465,27 @@ def test_images_are_cached_by_content_and_model(clip_dir, other_clip_dir, red, t
     other = CLIPEmbedding(other_clip_dir, embeddings_cache=cache)
     seen = []
     for model in (embed_model, other):
-        encode = model.encoder.encode_images
+        encode = model.encoder.encode_prepared
 
-        def counting(images, *, batch_size, encode=encode):
-            images = list(images)
-            seen.append(len(images))
-            return encode(images, batch_size=batch_size)
+        def counting(batch, encode=encode):
+            seen.append(len(batch))
+            return encode(batch)
 
-        model.encoder.encode_images = counting
+        model.encoder.encode_prepared = counting
     copy = shutil.copy(red, tmp_path / "copy.png")
     rows = embed_model.get_image_embedding_batch([red, copy, red.read_bytes()])
     assert seen == [1]
     np.testing.assert_allclose(rows, [rows[0]] * 3)
     np.testing.assert_allclose(embed_model.get_image_embedding(red), rows[0], atol=1e-6)
-    assert seen == [1, 0]
+    assert seen == [1]
     assert not np.allclose(other.get_image_embedding(red), rows[0], atol=1e-3)
+    # Beside copies that are decoded ahead, and batches of their own.
+    seen.clear()
+    Image.new("RGB", (41, 30), "blue").save(copy)
+    embed_model.embed_batch_size = 1
+    np.testing.assert_allclose(*embed_model.get_image_embedding_batch([copy, copy]))
+    assert seen == [1]
+    shutil.copy(red, copy)
     Image.new("RGB", (40, 30), "green").save(red)
     assert not np.allclose(embed_model.get_image_embedding(red), rows[0], atol=1e-3)
     result = embed_model.embed_images([copy, "gone.png", red], on_error="skip")

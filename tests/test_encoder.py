@@ -1,14 +1,17 @@
+import json
 import logging
 import pickle
 import shutil
 import threading
 from copy import deepcopy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from llama_index_clip_ext import devices
 from llama_index_clip_ext.checkpoint import find_checkpoint
 from llama_index_clip_ext.encoder import Encoder
 from llama_index_clip_ext.errors import EmbeddingError, ModelLoadError, TextTooLongError
@@ -204,26 +207,32 @@ def test_half_precision_stays_close_and_comes_back_as_unit_float32(encoder, colo
         assert (rows * exact).sum(axis=1).min() > 0.999
 
 
+class FakeModel:
+    """A model that goes to any device, whether there is one or not."""
+
+    def __init__(self, moved=None):
+        self.moved = moved if moved is not None else []
+
+    def to(self, *args):
+        self.moved.append(args)
+        return self
+
+
 def test_a_device_that_computes_nonsense_is_refused(clip_dir, monkeypatch):
     """The start-up check of a device that is neither CPU nor CUDA, with a device of our making."""
     encoder = Encoder(find_checkpoint(clip_dir), device="mps")
-
-    class BadModel:
-        def to(self, *args):
-            return self
-
-    answers = iter([np.eye(2, 16, dtype=np.float32), np.eye(2, 16, 4, dtype=np.float32)])
-    monkeypatch.setattr(encoder, "_probe", lambda model: next(answers))
+    answers = iter([np.eye(1, 16, dtype=np.float32), np.eye(1, 16, 4, dtype=np.float32)])
+    monkeypatch.setattr(encoder, "_read_tower", lambda name, dtype: FakeModel())
+    monkeypatch.setattr(encoder, "_probe", lambda name, model: next(answers))
     with pytest.raises(ModelLoadError, match=r"device 'mps' computes wrong .* cosine 0\.0000"):
-        encoder._to_device(BadModel())
+        encoder.encode_images([Image.new("RGB", (9, 9))], batch_size=1)
 
 
-def test_the_probe_agrees_with_itself(clip_dir):
-    encoder = Encoder(find_checkpoint(clip_dir))
-    encoder._load()
-    probe = encoder._probe(encoder._model)
-    assert probe.shape == (2, 16)
-    np.testing.assert_allclose(probe, encoder._probe(encoder._model), atol=1e-6)
+@pytest.mark.parametrize("tower", ["text", "image"])
+def test_the_probe_agrees_with_itself(encoder, tower):
+    probe = encoder._probe(tower, encoder._tower(tower))
+    assert probe.shape == (1, 16)
+    np.testing.assert_allclose(probe, encoder._probe(tower, encoder._tower(tower)), atol=1e-6)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a CUDA that must be missing")
@@ -232,19 +241,132 @@ def test_a_device_that_is_not_there_is_named(clip_dir):
         Encoder(find_checkpoint(clip_dir), device="cuda").encode_texts(["a"], batch_size=1)
 
 
-def test_auto_is_cuda_then_cpu(clip_dir, monkeypatch):
+@pytest.mark.parametrize(
+    ("has_cuda", "has_bfloat16", "is_small", "device", "dtype"),
+    [
+        (True, True, False, "cuda", torch.float16),
+        (True, True, True, "cuda", torch.float32),
+        (False, True, False, "cpu", torch.bfloat16),
+        (False, True, True, "cpu", torch.float32),
+        (False, False, False, "cpu", torch.float32),
+    ],
+)
+def test_auto_is_what_is_fast_and_safe_here(
+    clip_dir, monkeypatch, has_cuda, has_bfloat16, is_small, device, dtype
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "has_native_bfloat16", lambda: has_bfloat16)
+    if not is_small:
+        monkeypatch.setattr(devices, "_SMALL_BYTES", 0)
     moved = []
+    encoder = Encoder(find_checkpoint(clip_dir))
+    monkeypatch.setattr(encoder, "_read_tower", lambda name, dtype: FakeModel(moved))
+    encoder._tower("image")
+    assert moved == [(device, dtype)]
 
-    class Model:
-        def to(self, *args):
-            moved.append(args)
-            return self
 
-    for available in (True, False):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda value=available: value)
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-        Encoder(find_checkpoint(clip_dir))._to_device(Model())
-    assert moved == [("cuda", torch.float16), ("cpu", torch.float32)]
+def test_int8_is_for_the_cpu(clip_dir):
+    encoder = Encoder(find_checkpoint(clip_dir), device="cuda", dtype="int8")
+    with pytest.raises(ModelLoadError, match="dtype='int8' runs on the CPU, the device is 'cuda'"):
+        encoder.encode_images([Image.new("RGB", (9, 9))], batch_size=1)
+
+
+@pytest.mark.parametrize("tower", ["text", "image"])
+def test_memory_that_runs_out_halves_the_batch(encoder, colours, monkeypatch, caplog, tower):
+    """With an out-of-memory error of our making; what fits is kept for the batches to come."""
+    encoder = pickle.loads(pickle.dumps(encoder))
+    items = colours if tower == "image" else ["red", "green", "blue", "white", "black"]
+    encode = encoder.encode_images if tower == "image" else encoder.encode_texts
+    expected = encode(items, batch_size=5)
+    rows, sizes = encoder._rows, []
+
+    def small(name, tensors):
+        size = len(next(iter(tensors.values())))
+        sizes.append(size)
+        if size > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        return rows(name, tensors)
+
+    monkeypatch.setattr(encoder, "_rows", small)
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_allclose(encode(items, batch_size=5), expected, atol=1e-5)
+        np.testing.assert_allclose(encode(items, batch_size=5), expected, atol=1e-5)
+    assert sizes == [5, 2, 2, 1, 2, 2, 1]
+    (record,) = caplog.records
+    assert f"memory ran out with 5 {tower}s at once, going on with 2" in record.getMessage()
+    assert "embed_batch_size=2" in record.getMessage()
+
+
+def test_memory_that_takes_not_even_one_is_an_error(encoder, colours, monkeypatch):
+    def none(name, tensors):
+        # As torch says it on the CPU.
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 B")
+
+    encoder = pickle.loads(pickle.dumps(encoder))
+    monkeypatch.setattr(encoder, "_rows", none)
+    with pytest.raises(EmbeddingError, match=r"memory runs out with one image .*can't allocate"):
+        encoder.encode_images(colours, batch_size=5)
+
+
+def test_other_errors_are_not_tried_again(encoder, colours, monkeypatch):
+    def broken(name, tensors):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    encoder = pickle.loads(pickle.dumps(encoder))
+    monkeypatch.setattr(encoder, "_rows", broken)
+    with pytest.raises(RuntimeError, match="mat1"):
+        encoder.encode_images(colours, batch_size=5)
+
+
+def test_a_query_is_embedded_once(encoder, monkeypatch):
+    encoder = pickle.loads(pickle.dumps(encoder))
+    first = encoder.encode_query("a red circle")
+    np.testing.assert_allclose(first, encoder.encode_texts(["a red circle"], batch_size=1)[0])
+    monkeypatch.setattr(encoder, "_rows", None)
+    np.testing.assert_array_equal(encoder.encode_query("a red circle"), first)
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+        encoder.encode_query("a blue circle")
+    with pytest.raises(ValueError, match="read-only"):
+        first[0] = 1
+
+
+def test_a_text_needs_the_text_tower_alone(clip_dir, chinese_clip_dir):
+    for directory in (clip_dir, chinese_clip_dir):
+        encoder = Encoder(find_checkpoint(directory))
+        encoder.encode_texts(["a red circle"], batch_size=1)
+        assert list(encoder._towers) == ["text"]
+        names = [name for name, _ in encoder._towers["text"].named_parameters()]
+        assert not any(name.startswith("vision_model") for name in names)
+
+
+@pytest.mark.parametrize("hidden_act", ["quick_gelu", "gelu"])
+def test_the_fused_activation_is_the_activation(clip_dir, tmp_path, colours, hidden_act):
+    from transformers import CLIPModel
+
+    copy = shutil.copytree(clip_dir, tmp_path / "copy")
+    settings = json.loads((copy / "config.json").read_text())
+    settings["vision_config"]["hidden_act"] = hidden_act
+    (copy / "config.json").write_text(json.dumps(settings))
+    encoder = Encoder(find_checkpoint(copy), preprocess="reference")
+    rows = encoder.encode_images(colours, batch_size=5)
+    model = CLIPModel.from_pretrained(copy).eval()
+    inputs = [encoder.prepare(image)["pixel_values"] for image in colours]
+    with torch.inference_mode():
+        output = model.get_image_features(pixel_values=torch.tensor(np.stack(inputs)))
+    features = output if isinstance(output, torch.Tensor) else output.pooler_output
+    expected = torch.nn.functional.normalize(features, dim=1).numpy()
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"), [(64 * 2**30, 256), (2**30, 128), (2**24, 2), (2**10, 1)]
+)
+def test_the_batch_on_cuda_takes_a_quarter_of_the_free_memory(monkeypatch, free, expected):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    tower = SimpleNamespace(image_size=224, patch_size=32, intermediate_size=3072)
+    assert devices.default_batch_size("cuda", tower, itemsize=2) == expected
+    assert devices.default_batch_size("cpu", tower, itemsize=2) == 32
 
 
 @pytest.mark.gpu
@@ -260,8 +382,6 @@ def test_cuda_agrees_with_the_cpu(encoder, colours):
 
 def test_features_are_taken_from_a_tensor_and_from_an_output_object(encoder):
     """transformers 4 returns the one, 5 the other; anything else is an error that names it."""
-    from types import SimpleNamespace
-
     features = torch.full((1, 16), 2.0)
     parameter = torch.zeros(1)
     for outputs in (features, SimpleNamespace(pooler_output=features)):
@@ -306,7 +426,7 @@ def test_a_pickle_carries_no_weights_and_a_copy_shares_them(encoder):
     pickled = pickle.dumps(encoder)
     assert len(pickled) < 10_000
     np.testing.assert_array_equal(pickle.loads(pickled).encode_texts(["a"], batch_size=1), expected)
-    assert deepcopy(encoder)._model is encoder._model
+    assert deepcopy(encoder)._towers is encoder._towers
 
 
 def test_the_logit_scale_is_after_the_exponential(clip_dir, encoder):
@@ -323,5 +443,5 @@ def test_the_logit_scale_is_after_the_exponential(clip_dir, encoder):
 def test_a_logit_bias_is_read_where_there_is_one(clip_dir):
     encoder = Encoder(find_checkpoint(clip_dir))
     assert encoder.logit_scale > 1  # Loads the model.
-    encoder._model.logit_bias = torch.nn.Parameter(torch.tensor([-16.5]))
+    encoder._towers["text"].logit_bias = torch.nn.Parameter(torch.tensor([-16.5]))
     assert encoder.logit_bias == -16.5

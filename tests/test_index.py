@@ -73,7 +73,7 @@ def test_the_callers_nodes_are_left_as_they_are(index, pictures):
 
 def test_nodes_with_embeddings_are_not_embedded_again(clip, index, store, pictures, monkeypatch):
     nodes = clip(load_image_nodes(pictures))
-    monkeypatch.setattr(clip.encoder, "_forward", lambda *args: pytest.fail("computed again"))
+    monkeypatch.setattr(clip.encoder, "_rows", lambda *args: pytest.fail("computed again"))
     index.insert_nodes(nodes)
     assert store.count() == 5
 

@@ -1,5 +1,7 @@
 import asyncio
 import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +10,9 @@ from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from PIL import Image
 
 from llama_index_clip_ext import (
+    CLIPEmbedding,
     ImageLoadError,
+    ImageNotFoundError,
     aingest_images,
     create_retriever,
     ingest_images,
@@ -34,7 +38,7 @@ def test_twice_adds_nothing_the_second_time(ingest, store, pictures, clip, monke
     assert first.images_per_second > 0
     assert store.count("image") == store.count() == 5
     embedded = []
-    monkeypatch.setattr(clip.encoder, "_forward", lambda *args: embedded.append(args))
+    monkeypatch.setattr(clip.encoder, "_rows", lambda *args: embedded.append(args))
     assert counts(ingest(pictures)) == (0, 5, 0, 0)
     assert embedded == []
     assert store.count() == 5
@@ -89,19 +93,89 @@ def test_raise_stops_and_keeps_what_was_stored(ingest, store, pictures):
     assert counts(ingest(pictures)) == (2, 3, 0, 1)
 
 
-def test_a_stream_is_read_as_it_is_needed(ingest, store, pictures, clip):
-    files = sorted(pictures.iterdir())
-    read = []
+def test_a_stream_is_read_as_it_is_needed(clip_dir, store, pictures):
+    embed_model = CLIPEmbedding(clip_dir, embed_batch_size=4)
+    ahead = []
 
     def stream():
-        for path in files * 20:
-            read.append((len(read), store.count()))
-            yield path
+        for number in range(300):
+            ahead.append(number - store.count())
+            yield ImageNode(id_=str(number), image_path=str(pictures / "red.png"))
 
-    ingest(stream(), batch_size=5)
-    # When the third batch is read, the second is stored.
-    assert read[10] == (10, 5)
+    report = ingest_images(stream(), embed_model=embed_model, vector_store=store, batch_size=5)
+    assert counts(report) == (300, 0, 0, 0)
+    # Two batches being decoded, one computed, two on their way to the store; one looked up, and
+    # one read ahead of that. A stream ten times as long has no more.
+    assert max(ahead) <= 3 * 4 + 4 * 5
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_an_error_of_the_stream_keeps_what_came_before_it(ingest, store, pictures, batch_size):
+    def stream():
+        yield from sorted(pictures.iterdir())
+        raise OSError("the share is gone")
+
+    with pytest.raises(OSError, match="the share is gone"):
+        ingest(stream(), batch_size=batch_size)
     assert store.count() == 5
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_an_item_that_is_none_keeps_what_came_before_it(ingest, store, pictures, batch_size):
+    first, second, third, *_ = sorted(pictures.iterdir())
+    with pytest.raises(TypeError, match="int .*neither a path nor an image node"):
+        ingest([first, second, 3, third], batch_size=batch_size)
+    assert store.count() == 2
+    with pytest.raises(ImageNotFoundError, match="gone") as caught:
+        ingest([third, first, "gone.png", second], batch_size=batch_size, on_error="raise")
+    assert caught.value.index == 2
+    assert store.count() == 3
+
+
+def test_an_error_of_the_store_is_raised(ingest, store, pictures, monkeypatch):
+    def full(nodes):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(store), "add", lambda self, nodes: full(nodes))
+    with pytest.raises(OSError, match="No space left"):
+        ingest(pictures, batch_size=1)
+
+
+def test_what_comes_again_shares_the_fate_of_its_first(ingest, store, pictures):
+    """Near each other, so that one is on its way; and far apart, so that it has arrived."""
+    good, bad = pictures / "red.png", pictures / "bad.png"
+    bad.write_bytes(b"no picture")
+    for apart in (1, 200):
+        others = [
+            ImageNode(id_=f"{apart}-{number}", image_path=str(good)) for number in range(apart)
+        ]
+        report = ingest([good, bad, *others, good, bad], batch_size=1000)
+        assert len(report.failed) == 2
+        assert {failure.reason for failure in report.failed} == {report.failed[0].reason}
+        assert (report.added, report.unchanged) == (apart + (apart == 1), 1 + (apart == 200))
+        assert report.total == apart + 4
+
+
+def test_the_last_of_nodes_with_one_id_counts(ingest, store, pictures):
+    nodes = [
+        ImageNode(id_="one", image_path=str(pictures / "red.png"), metadata={"number": number})
+        for number in range(100)
+    ]
+    report = ingest(nodes, batch_size=7)
+    assert counts(report) == (1, 0, 99, 0)
+    assert store.get_nodes(["one"])[0].metadata["number"] == 99
+
+
+def test_a_caption_function_runs_once_at_a_time(ingest, pictures):
+    running = threading.Lock()
+
+    def caption(path):
+        assert running.acquire(blocking=False)
+        time.sleep(0.01)
+        running.release()
+        return path.stem
+
+    assert ingest(pictures, captions=caption).added == 5
 
 
 def test_nodes_of_ones_own(ingest, store, pictures, clip):

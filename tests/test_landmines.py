@@ -115,7 +115,7 @@ async def test_3_an_async_pipeline_does_so_too(clip, picture):
 def test_4_the_embeddings_cache_holds_images(clip_dir, picture, monkeypatch):
     embed_model = CLIPEmbedding(clip_dir, embeddings_cache=SimpleKVStore())
     first = embed_model.get_image_embedding(picture)
-    monkeypatch.setattr(embed_model.encoder, "_forward", lambda *args: pytest.fail("encoded again"))
+    monkeypatch.setattr(embed_model.encoder, "_rows", lambda *args: pytest.fail("encoded again"))
     assert embed_model.get_image_embedding_batch([picture] * 3) == [first] * 3
 
 

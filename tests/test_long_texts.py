@@ -41,7 +41,7 @@ def embed_model(request, clip_dir, chinese_clip_dir, tmp_path_factory):
 
 def by_hand(embed_model, text):
     """Cut the tokens between the marks into windows, embed each alone, and take the mean."""
-    tokenizer = embed_model.encoder._load()
+    tokenizer = embed_model.encoder._text_tokenizer
     context = tokenizer.context_length
     (row,) = tokenizer.tokenize([text])
     marks = tokenizer.tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
@@ -53,9 +53,7 @@ def by_hand(embed_model, text):
     for window in windows:
         tokens = [*row[:n_start], *window, *row[len(row) - n_end :]]
         assert len(tokens) <= context
-        vectors.append(
-            embed_model.encoder._forward("get_text_features", tokenizer.pad([tokens]))[0]
-        )
+        vectors.append(embed_model.encoder._text_rows([tokens])[0])
     mean = np.mean(vectors, axis=0)
     return len(windows), mean / np.linalg.norm(mean)
 
@@ -84,13 +82,13 @@ def test_short_texts_are_as_ever_and_batches_change_nothing(embed_model):
 
 def test_memory_is_that_of_a_batch(embed_model, monkeypatch):
     sizes = []
-    forward = type(embed_model.encoder)._forward
+    forward = type(embed_model.encoder)._rows
 
     def count(self, method, inputs):
         sizes.append(len(inputs["input_ids"]))
         return forward(self, method, inputs)
 
-    monkeypatch.setattr(type(embed_model.encoder), "_forward", count)
+    monkeypatch.setattr(type(embed_model.encoder), "_rows", count)
     copy = embed_model.model_copy(update={"embed_batch_size": 4})
     copy.get_text_embedding_batch([LONG] * 3)
     assert max(sizes) == 4

@@ -85,7 +85,7 @@ def test_long_texts_are_cut_to_its_own_context(paired, caplog):
     with caplog.at_level(logging.WARNING):
         row = paired.get_text_embedding(words)
     assert "cut to the 128" in caplog.text
-    tokens = paired.encoder._load().tokenize([words])[0]
+    tokens = paired.encoder._text_tokenizer.tokenize([words])[0]
     assert len(tokens) > 128
     np.testing.assert_allclose(row, paired.get_text_embedding(" ".join(["soup"] * 126)), atol=1e-5)
 

@@ -39,13 +39,13 @@ def road(name, mode=None):
 def counted(demo, monkeypatch):
     """The names of the forward passes of the demo's CLIP."""
     passes = []
-    forward = demo.encoder._forward
+    forward = demo.encoder._rows
 
     def counting(method, inputs):
         passes.append(method)
         return forward(method, inputs)
 
-    monkeypatch.setattr(demo.encoder, "_forward", counting)
+    monkeypatch.setattr(demo.encoder, "_rows", counting)
     return passes
 
 

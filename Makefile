@@ -25,8 +25,19 @@ fix: $(VENV)/dev  ## Mend what can be mended by itself.
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(VENV)/dev  ## Measure against sentence-transformers, in one run.
-	$(BIN)/python benchmarks/throughput.py
+# On two cores in about a quarter of an hour; benchmarks/RESULTS.md has the commands of the long runs.
+# Where INFINITY_PYTHON names a Python that has infinity_emb, infinity takes part, too.
+BENCH := build/bench
+BENCH_RUN = $(BIN)/python benchmarks/$(1).py --work $(BENCH)
+bench: $(VENV)/bench  ## Measure us and the others on the same files and weights, taking turns.
+	$(call BENCH_RUN,throughput) --images 48 --json $(BENCH)/throughput-1-jpeg-640.json
+	$(call BENCH_RUN,throughput) --corpus jpeg-12mp --images 12 --json $(BENCH)/throughput-2-jpeg-12mp.json
+	$(call BENCH_RUN,throughput) --corpus png-640 --images 24 --json $(BENCH)/throughput-3-png-640.json
+	$(call BENCH_RUN,throughput) --model-kind chinese-clip-b16 --images 16 --peers transformers,sentence-transformers --json $(BENCH)/throughput-4-chinese.json
+	$(call BENCH_RUN,texts) --texts 1000 --json $(BENCH)/texts.json
+	$(call BENCH_RUN,forward) --model-kinds clip-b32,clip-b16 --json $(BENCH)/forward.json
+	$(call BENCH_RUN,growth) --counts 1000,5000 --json $(BENCH)/growth.json
+	$(BIN)/python benchmarks/plot.py $(BENCH)/throughput-*.json
 
 notebooks: $(VENV)/dev  ## Run the notebooks; only their figures stay in them.
 	$(BIN)/python notebooks/refresh.py
@@ -53,4 +64,11 @@ endif
 $(VENV)/dev: $(VENV)/package
 	$(PIP) --group dev
 	$(PIP) --no-deps $(TEST_ONLY)
+	touch $@
+
+# fastembed asks for an older huggingface-hub, of which it needs nothing here: without its needs, and
+# those that are left by name.
+$(VENV)/bench: $(VENV)/dev
+	$(PIP) --group bench
+	$(PIP) --no-deps fastembed
 	touch $@

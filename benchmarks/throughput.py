@@ -1,92 +1,203 @@
-"""Files in, vectors in Milvus Lite out: this package and sentence-transformers, in one run.
+"""Files in, vectors in Milvus Lite out: this package and the others, in one run.
 
-    python benchmarks/throughput.py [--images 48] [--repeats 5] [--model DIRECTORY]
+    python benchmarks/throughput.py [--corpus jpeg-640] [--images 64] [--repeats 5]
+        [--model-kind clip-b32] [--dtype auto] [--peers sentence-transformers,fastembed]
+        [--to store] [--json FILE] [--work FOLDER]
 
-Without --model, a ViT-B/32 with random weights stands in: speed does not depend on their values.
-The two take turns on the same files and weights; medians and their ratio are printed.
+All embed the same files with the same weights and take turns; medians, ranges and ratios are
+printed. Each one's rows, as they arrived in the store, are compared with those of transformers'
+own processor and model in float32. The peers write through raw pymilvus; with ``--to rows``
+nothing is stored by anybody.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import statistics
-import sys
-import tempfile
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-import checkpoints
+import common
+import corpus
 import numpy as np
-import sentence_transformers
-import torch
-import transformers
-from PIL import Image
+import peers
 from pymilvus import MilvusClient
 
 from llama_index_clip_ext import create_vector_store, ingest_images, load_embedding
 
+OURS = "this package"
+BASELINE = "sentence-transformers"
+# What each one must hold per item to be compared at all.
+MIN_COSINE = 0.999
+_CHECKED = 256
+_WARM_UP = 32
 
-def write_photos(folder: Path, count: int) -> list[Path]:
-    """Write 640x480 JPEGs with the smooth and rough parts of a photograph."""
-    rng = np.random.default_rng(0)
-    for number in range(count):
-        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-        pixels = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC), dtype=np.int16)
-        pixels = np.clip(pixels + rng.normal(0, 12, pixels.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:05}.jpg", quality=88)
-    return sorted(folder.iterdir())
+# Takes files and a fresh folder for a database; returns seconds and rows.
+Run = Callable[[list[Path], Path], tuple[float, np.ndarray]]
 
 
-def run_ours(files: list[Path], embed_model, uri: Path) -> float:
-    with create_vector_store(embed_model, uri=uri) as store:
+def ours_to_store(embed_model: Any) -> Run:
+    def run(files: list[Path], folder: Path) -> tuple[float, np.ndarray]:
+        with create_vector_store(embed_model, uri=folder / "images.db") as store:
+            started = time.perf_counter()
+            report = ingest_images(files, embed_model=embed_model, vector_store=store)
+            seconds = time.perf_counter() - started
+            if report.added != len(files):
+                raise RuntimeError(f"{len(files)} files went in, and: {report}")
+            rows = read_rows(store.client, store.collection_name, "embedding", files)
+        return seconds, rows
+
+    return run
+
+
+def ours_to_rows(embed_model: Any) -> Run:
+    def run(files: list[Path], folder: Path) -> tuple[float, np.ndarray]:
         started = time.perf_counter()
-        report = ingest_images(files, embed_model=embed_model, vector_store=store)
-        seconds = time.perf_counter() - started
-    assert report.added == len(files)
-    return len(files) / seconds
+        rows = embed_model.embed_images(files).embeddings
+        return time.perf_counter() - started, rows
+
+    return run
 
 
-def run_peer(files: list[Path], model, client: MilvusClient, name: str) -> float:
-    client.create_collection(name, dimension=512, metric_type="COSINE")
-    started = time.perf_counter()
-    images = [Image.open(file) for file in files]
-    rows = model.encode(images, batch_size=32, normalize_embeddings=True)
-    client.insert(name, [{"id": i, "vector": row.tolist()} for i, row in enumerate(rows)])
-    return len(files) / (time.perf_counter() - started)
+def peer_to_store(embed: peers.Embed) -> Run:
+    def run(files: list[Path], folder: Path) -> tuple[float, np.ndarray]:
+        client = MilvusClient(str(folder / "images.db"))
+        try:
+            dim = embed(files[:1]).shape[1]
+            client.create_collection("images", dimension=dim, metric_type="COSINE")
+            started = time.perf_counter()
+            peers.write_rows(client, "images", files, embed(files))
+            seconds = time.perf_counter() - started
+            rows = read_rows(client, "images", "vector", files)
+        finally:
+            client.close()
+        return seconds, rows
+
+    return run
+
+
+def peer_to_rows(embed: peers.Embed) -> Run:
+    def run(files: list[Path], folder: Path) -> tuple[float, np.ndarray]:
+        started = time.perf_counter()
+        rows = embed(files)
+        return time.perf_counter() - started, rows
+
+    return run
+
+
+def read_rows(
+    client: MilvusClient, collection: str, vector_field: str, files: list[Path]
+) -> np.ndarray:
+    """Read the vectors of some of the files back, in the order of `checked`."""
+    wanted = [str(file) for file in checked(files)]
+    found = client.query(
+        collection, filter=f"file_path in {wanted!r}", output_fields=["file_path", vector_field]
+    )
+    by_path = {row["file_path"]: row[vector_field] for row in found}
+    return np.array([by_path[path] for path in wanted], dtype=np.float32)
+
+
+def checked(items: Any) -> Any:
+    """Return all of a few items, or evenly spaced ones of many: the reference is slow."""
+    return items[:: max(1, -(-len(items) // _CHECKED))]
+
+
+def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    files = corpus.make_corpus(options.corpus, options.images, work)
+    directory = common.checkpoint(options.model_kind, work)
+    names = [name for name in options.peers.split(",") if name]
+    loaded, skipped = peers.load_peers(names, directory, work)
+    embed_model = load_embedding(directory, dtype=options.dtype)
+    to_store = options.to == "store"
+    runs = {OURS: ours_to_store(embed_model) if to_store else ours_to_rows(embed_model)}
+    for name, embed in loaded.items():
+        runs[name] = peer_to_store(embed) if to_store else peer_to_rows(embed)
+    rows: dict[str, np.ndarray] = {}
+
+    def task(name: str) -> Callable[[int], float]:
+        def rate(number: int) -> float:
+            folder = work / "databases" / f"{name.replace(' ', '-')}-{number}"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            seconds, read = runs[name](files, folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            rows[name] = read if to_store else checked(read)
+            return len(files) / seconds
+
+        return rate
+
+    for name, run in runs.items():
+        folder = work / "databases" / f"warm-{name.replace(' ', '-')}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        run(files[:_WARM_UP], folder)
+        shutil.rmtree(folder, ignore_errors=True)
+    rates = common.take_turns({name: task(name) for name in runs}, options.repeats)
+    reference = peers.make_transformers(directory, work)(checked(files))
+    results = {}
+    for name, values in rates.items():
+        results[name] = common.summary(values) | common.worst_cosines(rows[name], reference)
+    return {
+        "what": "throughput",
+        "corpus": options.corpus,
+        "images": options.images,
+        "megabytes": sum(file.stat().st_size for file in files) / 1e6,
+        "model_kind": options.model_kind,
+        "dtype": options.dtype,
+        "to": options.to,
+        "results": results,
+        "skipped": skipped,
+    }
+
+
+def print_results(figures: dict[str, Any]) -> None:
+    each = 1000 * figures["megabytes"] / figures["images"]
+    print(f"{figures['images']} x {figures['corpus']} ({each:.0f} KB each), ", end="")
+    print(f"{figures['model_kind']}, our dtype {figures['dtype']}, to {figures['to']}")
+    results = figures["results"]
+    for base in (BASELINE, "transformers"):
+        if base in results:
+            break
+    else:
+        base = OURS
+    heads = ("images/s", "range", f"x {base}", "cosine", "centred", "nearest")
+    print(f"{'':24} {heads[0]:>8}  {heads[1]:^16} {heads[2]:>23} {heads[3]:>8} ", end="")
+    print(f"{heads[4]:>8} {heads[5]:>8}")
+    for name, one in results.items():
+        spread = f"{one['min']:.1f} to {one['max']:.1f}"
+        ratio = one["median"] / results[base]["median"]
+        print(f"{name:24} {one['median']:8.1f}  {spread:^16} {ratio:23.2f} ", end="")
+        print(f"{one['cosine']:8.5f} {one.get('centred_cosine', 1):8.4f} ", end="")
+        print(f"{one.get('nearest_is_itself', 1):8.3f}", end="")
+        print("  BELOW 0.999" if one["cosine"] < MIN_COSINE else "")
+    for name, reason in figures["skipped"].items():
+        print(f"{name:24} skipped: {reason}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=48)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--model", type=Path)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--corpus", choices=corpus.KINDS, default="jpeg-640")
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--model-kind", choices=common.MODEL_KINDS, default="clip-b32")
+    parser.add_argument("--dtype", default="auto", help="passed on to load_embedding")
+    parser.add_argument("--peers", default=",".join(peers.PEERS), help="names with commas between")
+    parser.add_argument("--to", choices=("store", "rows"), default="store")
+    common.add_common_options(parser)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        work = Path(scratch)
-        (work / "photos").mkdir()
-        files = write_photos(work / "photos", options.images)
-        directory = options.model or checkpoints.make_clip(work / "vit-b-32")
-        embed_model = load_embedding(directory)
-        peer = sentence_transformers.SentenceTransformer(str(directory), device=None)
-        client = MilvusClient(str(work / "peer.db"))
-        run_ours(files[:4], embed_model, work / "warm.db")
-        run_peer(files[:4], peer, client, "warm")
-        ours, theirs = [], []
-        for repeat in range(options.repeats):
-            ours.append(run_ours(files, embed_model, work / f"{repeat}.db"))
-            theirs.append(run_peer(files, peer, client, f"run_{repeat}"))
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; ", end="")
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, ", end="")
-    print(f"sentence-transformers {sentence_transformers.__version__}; ", end="")
-    print(f"{options.images} JPEGs of 640x480, {options.repeats} repeats, images/s (median, range)")
-    for name, rates in (("this package", ours), ("sentence-transformers", theirs)):
-        print(f"{name:24} {statistics.median(rates):6.1f}  ({min(rates):.1f} to {max(rates):.1f})")
-    print(f"{'ratio':24} {statistics.median(ours) / statistics.median(theirs):6.2f}")
+    unknown = set(filter(None, options.peers.split(","))) - set(peers.PEERS)
+    if unknown:
+        parser.error(
+            f"no peer is called {', '.join(sorted(unknown))}; {', '.join(peers.PEERS)} are"
+        )
+    common.print_machine()
+    with common.workplace(options.work) as work:
+        figures = measure(options, work)
+    print_results(figures)
+    common.write_json(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .sheet import show_results
     from .store import CLIPMilvusVectorStore, create_vector_store
     from .tags import ZeroShotTagger
+    from .throughput import ThroughputReport, measure_throughput
     from .transforms import TextsOnly
 
 __version__ = "0.1.0"
@@ -78,6 +79,7 @@ __all__ = [
     "StoreLockedError",
     "TextTooLongError",
     "TextsOnly",
+    "ThroughputReport",
     "UnknownModelError",
     "ZeroShotTagger",
     "acalibrate_scores",
@@ -95,6 +97,7 @@ __all__ = [
     "load_image",
     "load_image_nodes",
     "load_images",
+    "measure_throughput",
     "resolve_model",
     "show_results",
 ]
@@ -119,6 +122,7 @@ _NAMES_OF = {
     "sheet": ("show_results",),
     "store": ("CLIPMilvusVectorStore", "create_vector_store"),
     "tags": ("ZeroShotTagger",),
+    "throughput": ("ThroughputReport", "measure_throughput"),
     "transforms": ("TextsOnly",),
 }
 _HOME_OF = {name: room for room, names in _NAMES_OF.items() for name in names}

@@ -19,6 +19,7 @@ from .errors import ClipExtError, StoreError
 if TYPE_CHECKING:
     from llama_index.core.schema import NodeWithScore
 
+    from .devices import Dtype
     from .dual_encoder import DualEncoderEmbedding
     from .ingest import IngestReport
 
@@ -39,6 +40,10 @@ Token = Annotated[
 ]
 Collection = Annotated[str, typer.Option(help="Name of the Milvus collection.")]
 Device = Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, mps.")]
+DtypeOption = Annotated[
+    Literal["auto", "float32", "float16", "bfloat16", "int8"],
+    typer.Option(help="Arithmetic of the model; auto is what is fast and safe on the device."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines, for programs.")]
 
 
@@ -98,6 +103,7 @@ def index(
         typer.Option(help="Search captions by words, too."),
     ] = None,
     device: Device = "auto",
+    dtype: DtypeOption = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Embed the images of a folder and store them; run again, only what changed is embedded.
@@ -114,7 +120,7 @@ def index(
         raise FileNotFoundError(f"no images in {' '.join(folder)} (looked for {suffixes})")
     if model is None and not overwrite:
         model = _model_of(uri, token, collection)
-    embed_model = _load_model(model or "clip-ViT-B-32", device)
+    embed_model = _load_model(model or "clip-ViT-B-32", device, dtype)
     with (
         create_vector_store(
             embed_model,
@@ -200,6 +206,40 @@ def search(
         else:
             hits = retriever.retrieve_image(image) if image else retriever.retrieve(text or "")
     _print_hits(hits, as_json)
+
+
+@app.command()
+def bench(
+    folder: Annotated[list[str], typer.Argument(help="Folders, patterns or images.")],
+    model: Annotated[str, typer.Option(help="Alias, hub id or directory.")] = "clip-ViT-B-32",
+    images: Annotated[int, typer.Option(min=1, help="Pictures to measure by.")] = 256,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images per forward pass.", show_default="auto")
+    ] = None,
+    uri: Annotated[
+        str | None,
+        typer.Option(help="A server to store into, in a collection that is dropped afterwards."),
+    ] = None,
+    token: Token = "",
+    device: Device = "auto",
+    dtype: DtypeOption = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Time the steps of indexing on your own pictures, and say what bounds it.
+
+    Example: clip-ext bench ./photos --model clip-ViT-B-32 --dtype float32
+    """
+    from .nodes import list_images
+    from .throughput import measure_throughput
+
+    report = measure_throughput(
+        (path for one in folder for path in list_images(one)),
+        embed_model=_load_model(model, device, dtype, batch_size),
+        uri=uri,
+        token=token,
+        n_images=images,
+    )
+    print(json.dumps(asdict(report), ensure_ascii=False) if as_json else report)
 
 
 @app.command(name="eval")
@@ -340,10 +380,12 @@ def demo(
         raise typer.Exit(1)
 
 
-def _load_model(name: str, device: str) -> DualEncoderEmbedding:
+def _load_model(
+    name: str, device: str, dtype: Dtype = "auto", batch_size: int | None = None
+) -> DualEncoderEmbedding:
     from .embedding import load_embedding
 
-    return load_embedding(name, device=device)
+    return load_embedding(name, device=device, dtype=dtype, embed_batch_size=batch_size)
 
 
 def _model_of(uri: str, token: str, collection: str) -> str | None:

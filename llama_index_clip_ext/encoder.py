@@ -142,7 +142,20 @@ class Encoder:
     @property
     def decoders(self) -> ThreadPoolExecutor:
         """The threads that read, decode and resize pictures; Pillow lets them run side by side."""
-        return self._executor("clip-decoder", min(usable_cores(), _MAX_DECODERS))
+        return self._executor("clip-decoder", self.n_decoders)
+
+    @property
+    def n_decoders(self) -> int:
+        """How many threads decode pictures."""
+        return min(usable_cores(), _MAX_DECODERS)
+
+    @property
+    def arithmetic(self) -> str:
+        """What the images' forward pass computes in, such as ``"bfloat16"``."""
+        if self.dtype == "int8":
+            return "int8"
+        dtype = resolve_dtype(self.dtype, resolve_device(self.device), self.checkpoint)
+        return str(dtype).removeprefix("torch.")
 
     def _executor(self, name: str, threads: int) -> ThreadPoolExecutor:
         with self._threads_lock:
@@ -311,7 +324,21 @@ class Encoder:
             Radford et al. 2021, Fig. 3 (projection, then L2 normalisation). arXiv:2103.00020
         """
         self._tower("image")
-        return self._fit_memory("image", self._image_rows, batch)
+        return self._fit_memory(
+            "image", lambda part: self.encode_transferred(self.transfer(part)), batch
+        )
+
+    def transfer(self, batch: Sequence[ImageInputs]) -> dict[str, Any]:
+        """Move what `prepare` returned to the device, as the image tower reads it."""
+        import torch
+
+        if self._preprocessing and _PIXELS in batch[0]:
+            return {"pixel_values": self._scaled(batch, self._preprocessing)}
+        return {key: torch.as_tensor(np.stack([one[key] for one in batch])) for key in batch[0]}
+
+    def encode_transferred(self, inputs: dict[str, Any]) -> Rows:
+        """Embed what `transfer` returned. Shape ``(n, dim)``, unit length, on the CPU."""
+        return self._rows("image", inputs)
 
     def _windows(self, texts: Sequence[str], batch_size: int) -> Iterator[tuple[int, list[int]]]:
         """Yield the tokens to embed, each with the position of its text."""
@@ -410,16 +437,6 @@ class Encoder:
         inputs = self._text_tokenizer.pad(list(windows))
         tensors = {key: torch.as_tensor(value) for key, value in inputs.items()}
         return self._rows("text", tensors)
-
-    def _image_rows(self, batch: Sequence[ImageInputs]) -> Rows:
-        import torch
-
-        if self._preprocessing and _PIXELS in batch[0]:
-            return self._rows("image", {"pixel_values": self._scaled(batch, self._preprocessing)})
-        return self._rows(
-            "image",
-            {key: torch.as_tensor(np.stack([one[key] for one in batch])) for key in batch[0]},
-        )
 
     def _scaled(self, batch: Sequence[ImageInputs], preprocessing: Preprocessing) -> torch.Tensor:
         """Move uint8 pixels to the device, a quarter of the bytes, and scale them there.

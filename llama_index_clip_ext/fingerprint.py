@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
 from .errors import ModelLoadError
+
+logger = logging.getLogger(__name__)
+
+# Files from which hashing takes longer than loading the rest of a command.
+_LARGE_BYTES = 64 * 2**20
 
 # SentencePiece's own format, under the names of T5, XLM-R and Llama.
 SENTENCEPIECE_FILES = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
@@ -117,6 +125,39 @@ def _file_sha256(file: Path) -> str:
     # only: that blob may be a link itself, to one that repositories share and another hash names.
     if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob := file.readlink().name):
         return blob
+    if file.stat().st_size < _LARGE_BYTES:
+        return _hash(file)
+    return _remembered_hash(file)
+
+
+def _remembered_hash(file: Path) -> str:
+    """Hash a large file once: it takes seconds, of which every search by command line would wait.
+
+    As ``make``, ``git`` and ``rsync`` do, a file is taken for unchanged whose size and time of
+    change are.
+    """
+    from huggingface_hub import cached_assets_path
+
+    stat = file.stat()
+    state = [str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    key = hashlib.sha256(json.dumps(state).encode()).hexdigest()
+    try:
+        note = cached_assets_path("llama_index_clip_ext", "sha256", "files") / key
+        if note.is_file() and re.fullmatch(r"[0-9a-f]{64}", known := note.read_text()):
+            return known
+        value = _hash(file)
+        # Whole or not at all, whoever else writes it.
+        draft = note.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+        draft.write_text(value)
+        draft.replace(note)
+        return value
+    except OSError as err:
+        # A home that cannot be written to, as in many a container.
+        logger.debug("cannot remember the hash of %s: %s", file, err)
+        return _hash(file)
+
+
+def _hash(file: Path) -> str:
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):

@@ -27,7 +27,7 @@ from .sources import describe_source
 from .store import CLIPMilvusVectorStore, check_pair
 
 # Threads that read and hash files: enough to keep a disk or a network drive busy.
-_READERS = 4
+READERS = 4
 
 
 @dataclass
@@ -232,7 +232,7 @@ class _Ingest:
     def run(self, items: Iterable[ImageItem]) -> IngestReport:
         """Do it all; an error is raised once everything that came before it is stored."""
         with (
-            ThreadPoolExecutor(_READERS, "clip-reader") as readers,
+            ThreadPoolExecutor(READERS, "clip-reader") as readers,
             ThreadPoolExecutor(1, "clip-writer") as writer,
         ):
             nodes = (drawn.node for drawn in self._changed(items, readers))

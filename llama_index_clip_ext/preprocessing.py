@@ -21,9 +21,6 @@ _MAX_ASPECT_RATIO = 64
 # of its size. By benchmarks/fidelity.py, at 1 a photograph's embedding moves visibly, at 2 hardly.
 _DECODED_TO_INPUT = 2
 
-# Pillow's advice for a result that cannot be told from resizing in one step.
-_REDUCING_GAP = 3.0
-
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -93,7 +90,6 @@ class Preprocessing:
             (self.width, self.height),
             Image.Resampling(self.resample),
             box=self._box(*image.size),
-            reducing_gap=_REDUCING_GAP,
         )
         return np.asarray(resized)
 

@@ -9,6 +9,7 @@ import struct
 import threading
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -795,3 +796,70 @@ def test_damaged_exif_costs_no_picture(suffix, tmp_path):
     picture = Image.fromarray(PIXELS)
     picture.save(path, exif=b"Exif\0\0garbage that is no TIFF header", lossless=True)
     np.testing.assert_array_equal(np.asarray(load_image(path)), PIXELS)
+
+
+class TestLeastSide:
+    """JPEGs are decoded at a fraction of their size, as long as their sides stay long enough."""
+
+    @staticmethod
+    def jpeg(size, mode="RGB", **options):
+        file = io.BytesIO()
+        Image.linear_gradient("L").resize(size).convert(mode).save(file, "JPEG", **options)
+        return file.getvalue()
+
+    @pytest.mark.parametrize(
+        ("size", "least_side", "expected"),
+        [
+            ((4000, 3000), 448, (1000, 750)),
+            ((4000, 3000), None, (4000, 3000)),
+            ((895, 1200), 448, (895, 1200)),
+            ((896, 1200), 448, (448, 600)),
+            ((100, 80), 448, (100, 80)),
+            ((4001, 3001), 10, (501, 376)),
+        ],
+    )
+    def test_to_a_half_a_quarter_or_an_eighth(self, size, least_side, expected):
+        picture = load_image(self.jpeg(size), least_side=least_side)
+        assert (picture.mode, picture.size) == ("RGB", expected)
+
+    @pytest.mark.parametrize("mode", ["L", "CMYK"])
+    def test_in_any_mode(self, mode):
+        content = self.jpeg((1000, 1000), mode)
+        picture = load_image(content, least_side=448)
+        assert (picture.mode, picture.size) == ("RGB", (500, 500))
+        whole = load_image(content).resize((500, 500), Image.Resampling.BOX)
+        assert np.abs(np.asarray(picture, int) - np.asarray(whole, int)).max() <= 3
+
+    def test_it_is_upright_all_the_same(self):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        picture = load_image(self.jpeg((1000, 900), exif=exif), least_side=448)
+        assert picture.size == (450, 500)
+
+    def test_other_formats_and_pictures_in_memory_stay_whole(self):
+        file = io.BytesIO()
+        Image.new("RGB", (1000, 1000)).save(file, "PNG")
+        assert load_image(file, least_side=448).size == (1000, 1000)
+        opened = Image.open(io.BytesIO(self.jpeg((1000, 1000))))
+        assert load_image(opened, least_side=448).size == opened.size == (1000, 1000)
+
+    def test_a_bomb_is_a_bomb_at_any_fraction(self):
+        content = self.jpeg((1000, 1000))
+        with pytest.raises(ImageLoadError, match="1000x1000 pixels are more than the limit"):
+            load_image(content, least_side=10, max_pixels=999_999)
+
+    def test_a_cut_off_file_is_an_error_at_any_fraction(self):
+        content = self.jpeg((1000, 1000))
+        with pytest.raises(ImageLoadError, match="truncated"):
+            load_image(content[: len(content) // 2], least_side=448)
+
+
+def test_one_picture_in_many_threads_is_one_picture():
+    """PIL decodes a file's image in place, and a stream is read from a position."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    for source in (file, Image.open(io.BytesIO(file.getvalue()))):
+        with ThreadPoolExecutor(8) as executor:
+            pictures = list(executor.map(load_image, [source] * 40))
+        assert all(np.array_equal(np.asarray(picture), noise) for picture in pictures)

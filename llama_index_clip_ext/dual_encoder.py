@@ -11,7 +11,7 @@ import pickle
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -39,7 +39,7 @@ from .models import EmbeddingSpace, Family, resolve_model
 from .nodes import is_image_node
 from .prefetch import batched, prefetch
 from .queries import compose_query
-from .sources import ImageSource, describe_source, image_digest, reusable
+from .sources import ImageSource, describe_source, image_digest, read_source, reusable
 from .text_checkpoint import TextCheckpoint, check_pair, text_only_message
 from .vectors import Rows
 
@@ -129,6 +129,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         device: ``"auto"`` (CUDA if there is one, else the CPU) or a torch device's name.
         dtype: Arithmetic of the forward pass; ``"auto"`` is float16 on CUDA, bfloat16 on a CPU that
             multiplies it natively (AVX512-BF16 or AMX), and float32 elsewhere and for small models.
+            ``"int8"``, on a CPU, is of the images alone; `quantize_images` makes it once.
             Embeddings are normalised in float32 in any case.
         preprocess: ``"fast"`` decodes JPEGs at a fraction of their size where that is enough, and
             resizes only what is not cropped: within cosine 0.999 of ``"reference"``, which is the
@@ -339,6 +340,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         )
         with closing(prepared):
             for batch in batched(prepared, self.embed_batch_size):
+                batch = self._decoded(batch)
                 whole, error = (batch, None) if on_error == "skip" else _until_error(batch)
                 if whole:
                     with self._image_events([one.name for one in whole]) as embeddings:
@@ -610,6 +612,8 @@ class DualEncoderEmbedding(MultiModalEmbedding):
                 key = self._cache_key(source)
                 if (row := self._cached(key)) is not None:
                     return _Prepared(index, name, key, row=row)
+            if self.encoder.decodes_on_device and (inputs := self._encoded_jpeg(source)):
+                return _Prepared(index, name, key, inputs=inputs)
             image = load_image(
                 source,
                 background=self.background,
@@ -621,6 +625,30 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             error = type(err)(err.reason, source=err.source, index=index)
             error.__cause__ = err.__cause__
             return _Prepared(index, name, error=error)
+
+    def _encoded_jpeg(self, source: ImageSource) -> ImageInputs | None:
+        """Return a JPEG as it is, for nvJPEG; ``None`` if the source is something else."""
+        try:
+            content = read_source(source, allow_urls=self.allow_urls)
+        except (ImageLoadError, OSError):
+            return None  # Said by who decodes it.
+        return self.encoder.prepare_jpeg(content) if isinstance(content, bytes) else None
+
+    def _decoded(self, batch: list[_Prepared]) -> list[_Prepared]:
+        """Decode on the device what was left for it, which may fail only now."""
+        if not self.encoder.decodes_on_device:
+            return batch
+        positions = [number for number, one in enumerate(batch) if one.inputs is not None]
+        inputs = [one.inputs for one in batch if one.inputs is not None]
+        batch = list(batch)
+        for number, result in zip(positions, self.encoder.decode_jpegs(inputs), strict=True):
+            one = batch[number]
+            if isinstance(result, ImageLoadError):
+                error = type(result)(result.reason, source=one.name, index=one.index)
+                batch[number] = replace(one, inputs=None, error=error)
+            else:
+                batch[number] = replace(one, inputs=result)
+        return batch
 
     def _embed_batch(self, batch: list[_Prepared]) -> ImageEmbeddings:
         """Encode those of a batch that are decoded, each picture once if there is a cache."""
@@ -716,7 +744,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     def _get_image_embeddings(self, img_file_paths: list[ImageSource]) -> list[Embedding]:
         least_side = self.encoder.least_side
         batch = [self._prepare(i, one, least_side) for i, one in enumerate(img_file_paths)]
-        whole, error = _until_error(batch)
+        whole, error = _until_error(self._decoded(batch))
         if error:
             raise error
         return list(self._embed_batch(whole).embeddings.tolist())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
+from . import nvjpeg
 from .checkpoint import Checkpoint
 from .devices import (
     Dtype,
@@ -20,10 +21,18 @@ from .devices import (
     resolve_device,
     resolve_dtype,
 )
-from .errors import DimensionMismatchError, EmbeddingError, ModelLoadError, TextTooLongError
+from .errors import (
+    DimensionMismatchError,
+    EmbeddingError,
+    ImageLoadError,
+    ModelLoadError,
+    TextTooLongError,
+)
+from .images import load_image
+from .int8 import Int8Tower, load_int8
 from .loading import Tower, load_image_processor, load_tokenizer, load_tower
 from .prefetch import batched, prefetch, usable_cores
-from .preprocessing import Preprocessing, crop_to_aspect_ratio
+from .preprocessing import Pixels, Preprocessing, crop_to_aspect_ratio
 from .scripts import cjk_share
 from .text_checkpoint import TextCheckpoint
 from .tokenization import TextTokenizer
@@ -40,9 +49,11 @@ T = TypeVar("T")
 OnLongText: TypeAlias = Literal["truncate", "error", "chunk_mean"]
 Preprocess: TypeAlias = Literal["fast", "reference"]
 
-# One picture as the image tower reads it, or as uint8 pixels that are scaled on the device.
+# One picture as the image tower reads it, as uint8 pixels that are scaled on the device, or encoded
+# and to be decoded there.
 ImageInputs: TypeAlias = dict[str, Any]
 _PIXELS = "pixels"
+_JPEG = "jpeg"
 
 # Share of Chinese, Japanese or Korean letters from which a text is more than a name in passing.
 _MAX_CJK_SHARE = 0.3
@@ -68,6 +79,7 @@ class Encoder:
             is checked against the CPU when it is loaded, because it has given wrong numbers.
         dtype: Arithmetic of the forward pass. ``"auto"`` is float16 on CUDA, bfloat16 on a CPU that
             multiplies it natively (AVX512-BF16 or AMX), and float32 elsewhere and for small models.
+            ``"int8"``, on a CPU, is of the images alone, and has to be made before.
         preprocess: ``"fast"`` decodes and resizes no more of a picture than it takes, and stays
             within cosine 0.999; ``"reference"`` is the checkpoint's own processor.
         on_long_text: What to do with a text that is longer than the context: cut it, refuse it, or
@@ -192,6 +204,11 @@ class Encoder:
         return self.preprocessing.least_side
 
     @property
+    def decodes_on_device(self) -> bool:
+        """Whether JPEGs are decoded by nvJPEG: on CUDA, where torchvision is installed."""
+        return self.least_side is not None and nvjpeg.has_nvjpeg(resolve_device(self.device))
+
+    @property
     def logit_scale(self) -> float:
         """What a cosine is multiplied with to be a logit. Loads the weights on first use.
 
@@ -310,6 +327,39 @@ class Encoder:
         )
         return {key: value[0] for key, value in outputs.items()}
 
+    def prepare_jpeg(self, content: bytes) -> ImageInputs | None:
+        """Keep an encoded picture for `decode_jpegs`; ``None`` if it is not one for nvJPEG."""
+        preprocessing = self.preprocessing
+        if preprocessing is None or not nvjpeg.takes(content, preprocessing):
+            return None
+        return {_JPEG: content}
+
+    def decode_jpegs(self, batch: Sequence[ImageInputs]) -> list[ImageInputs | ImageLoadError]:
+        """Decode what `prepare_jpeg` kept, on the device; what else is in a batch stays as it is.
+
+        Returns:
+            For each item, what `encode_prepared` takes, or why it could not be decoded.
+        """
+        preprocessing = self.preprocessing
+        contents = [one[_JPEG] for one in batch if _JPEG in one]
+        if preprocessing is None or not contents:
+            return list(batch)
+        decoded: Iterator[ImageInputs | ImageLoadError]
+        try:
+            pixels = nvjpeg.decode(contents, preprocessing, resolve_device(self.device))
+            decoded = iter([{_PIXELS: one} for one in pixels])
+        except RuntimeError as err:
+            # It does not say which one: Pillow finds out.
+            logger.info("nvJPEG failed on one of %d pictures: %s", len(contents), err)
+            decoded = map(self._decode_here, contents)
+        return [next(decoded) if _JPEG in one else one for one in batch]
+
+    def _decode_here(self, content: bytes) -> ImageInputs | ImageLoadError:
+        try:
+            return self.prepare(load_image(content, least_side=self.least_side))
+        except ImageLoadError as err:
+            return err
+
     def encode_prepared(self, batch: Sequence[ImageInputs]) -> Rows:
         """Embed what `prepare` returned, in one forward pass unless memory runs out.
 
@@ -332,6 +382,8 @@ class Encoder:
         """Move what `prepare` returned to the device, as the image tower reads it."""
         import torch
 
+        if self.dtype == "int8":
+            return {_PIXELS: np.stack([one[_PIXELS] for one in batch])}
         if self._preprocessing and _PIXELS in batch[0]:
             return {"pixel_values": self._scaled(batch, self._preprocessing)}
         return {key: torch.as_tensor(np.stack([one[key] for one in batch])) for key in batch[0]}
@@ -447,25 +499,29 @@ class Encoder:
         import torch
 
         device = next(self._tower("image").parameters()).device
-        # Pinned memory, and a copy that nobody waits for, so that CUDA takes the next batch while
-        # it computes.
-        pixels = torch.empty(
-            (len(batch), *batch[0][_PIXELS].shape),
-            dtype=torch.uint8,
-            pin_memory=device.type == "cuda",
-        )
-        np.stack([one[_PIXELS] for one in batch], out=pixels.numpy())
-        values = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+        pixels = [one[_PIXELS] for one in batch]
+        if all(isinstance(one, np.ndarray) for one in pixels):
+            stacked = _to_device(pixels, device)
+        else:  # Some were decoded there.
+            stacked = torch.stack(
+                [
+                    _to_device([one], device)[0] if isinstance(one, np.ndarray) else one
+                    for one in pixels
+                ]
+            )
         factor, offset = (
             torch.tensor(channels, device=device).view(3, 1, 1)
             for channels in (preprocessing.factor, preprocessing.offset)
         )
-        return torch.addcmul(offset, values, factor)
+        return torch.addcmul(offset, stacked.permute(0, 3, 1, 2).float(), factor)
 
-    def _rows(self, tower: Tower, tensors: dict[str, torch.Tensor]) -> Rows:
+    def _rows(self, tower: Tower, tensors: dict[str, Any]) -> Rows:
         import torch
 
         model = self._tower(tower)
+        if isinstance(model, Int8Tower):
+            with self._lock:
+                return l2_normalize(model(tensors[_PIXELS]))
         with self._lock, torch.inference_mode():
             return l2_normalize(self._features(model, f"get_{tower}_features", tensors))
 
@@ -535,6 +591,8 @@ class Encoder:
 
         device = resolve_device(self.device)
         dtype = resolve_dtype(self.dtype, device, self.checkpoint)
+        if name == "image" and self.dtype == "int8":
+            return self._load_int8()
         # What is to be compared with the device's answer.
         is_checked = not device.startswith(("cpu", "cuda"))
         model = self._read_tower(name, torch.float32 if is_checked else dtype)
@@ -553,6 +611,14 @@ class Encoder:
                 )
         logger.info("loaded the %s tower of %r on %s", name, self.checkpoint.name, device)
         return model
+
+    def _load_int8(self) -> Int8Tower:
+        if self.least_side is None:
+            raise ModelLoadError(
+                "dtype='int8' is calibrated on preprocess='fast'; use that, or, for a model whose "
+                "image processor does more than resize, crop and scale, another dtype"
+            )
+        return load_int8(self.checkpoint)
 
     def _read_tower(self, name: Tower, dtype: torch.dtype) -> Any:
         if name == "image" or self.text_checkpoint is None:
@@ -575,6 +641,16 @@ class Encoder:
         with torch.inference_mode():
             tensors = {key: torch.as_tensor(value) for key, value in inputs.items()}
             return l2_normalize(self._features(model, f"get_{name}_features", tensors))
+
+
+def _to_device(pixels: Sequence[Pixels], device: torch.device) -> torch.Tensor:
+    """Stack pixels in pinned memory, from which a copy to CUDA goes on while others compute."""
+    import torch
+
+    shape = (len(pixels), *pixels[0].shape)
+    stacked = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    np.stack(pixels, out=stacked.numpy())
+    return stacked.to(device, non_blocking=True)
 
 
 def _free_cached_memory() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -85,41 +84,50 @@ class Preprocessing:
 
     def pixels(self, image: Image.Image) -> Pixels:
         """Resize an RGB picture to the model's input. Shape ``(height, width, 3)``."""
-        image = crop_to_aspect_ratio(image) if self.resize_to else image
+        kept = self.kept_box(*image.size)
+        if kept != (0, 0, *image.size):
+            image = image.crop(kept)
         resized = image.resize(
             (self.width, self.height),
             Image.Resampling(self.resample),
-            box=self._box(*image.size),
+            box=self._resized_box(*image.size),
         )
         return np.asarray(resized)
 
-    def _box(self, width: int, height: int) -> tuple[float, float, float, float]:
+    def kept_box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Return what is left of a picture before it is resized: all, unless it is very thin."""
+        if self.resize_to is None:
+            return (0, 0, width, height)
+        return _thick_box(width, height)
+
+    def scaled_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return width and height of a picture after resizing, before its centre is cut out."""
+        if self.resize_to is None:
+            return self.width, self.height
+        short = min(width, height)
+        # As transformers and torchvision round.
+        return int(self.resize_to * width / short), int(self.resize_to * height / short)
+
+    def _resized_box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Return the part of a picture that is resized: of one that is cropped, what is left of it.
 
         Pillow's filter reads beyond the box, so that the result is that of resizing it all.
         """
-        if self.resize_to is None:
-            return (0, 0, width, height)
-        short = min(width, height)
-        # As transformers and torchvision round.
-        scaled_width = int(self.resize_to * width / short)
-        scaled_height = int(self.resize_to * height / short)
+        scaled_width, scaled_height = self.scaled_size(width, height)
         x, y = width / scaled_width, height / scaled_height
         left, top = (scaled_width - self.width) // 2, (scaled_height - self.height) // 2
-        return (
-            left * x,
-            top * y,
-            min((left + self.width) * x, width),
-            min((top + self.height) * y, height),
-        )
+        right, bottom = (left + self.width) * x, (top + self.height) * y
+        return (left * x, top * y, min(right, width), min(bottom, height))
 
 
 def crop_to_aspect_ratio(image: Image.Image) -> Image.Image:
     """Cut the ends off a picture that is far longer than it is wide; others stay as they are."""
-    width, height = image.size
-    longest = math.floor(min(width, height) * _MAX_ASPECT_RATIO)
+    box = _thick_box(*image.size)
+    return image if box == (0, 0, *image.size) else image.crop(box)
+
+
+def _thick_box(width: int, height: int) -> tuple[int, int, int, int]:
+    longest = min(width, height) * _MAX_ASPECT_RATIO
     left = max(0, (width - longest) // 2)
     top = max(0, (height - longest) // 2)
-    if left == top == 0:
-        return image
-    return image.crop((left, top, width - left, height - top))
+    return (left, top, width - left, height - top)

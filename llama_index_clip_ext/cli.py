@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from .devices import Dtype
     from .dual_encoder import DualEncoderEmbedding
     from .ingest import IngestReport
+    from .store import CLIPMilvusVectorStore
 
 app = typer.Typer(
     name="clip-ext",
@@ -183,16 +186,12 @@ def search(
     Example: clip-ext search "red" --image shoe.jpg --minus blue
     """
     from .retriever import create_retriever
-    from .store import create_vector_store
 
     if text is None and image is None:
         raise typer.BadParameter("give a TEXT, --image FILE, or both")
     if mode == "text_search" and (image or minus):
         raise typer.BadParameter("--mode text_search takes a TEXT alone; use hybrid or default")
-    embed_model = _collection_model(model, device, uri, token, collection)
-    with create_vector_store(
-        embed_model, uri=uri, token=token, collection_name=collection
-    ) as vector_store:
+    with _opened(model, device, uri, token, collection) as (embed_model, vector_store):
         retriever = create_retriever(
             embed_model,
             vector_store,
@@ -272,13 +271,9 @@ def evaluate(
     from .evaluation import evaluate_retrieval
     from .pairs import read_pairs
     from .retriever import create_retriever
-    from .store import create_vector_store
 
     read = read_pairs(pairs)
-    embed_model = _collection_model(model, device, uri, token, collection)
-    with create_vector_store(
-        embed_model, uri=uri, token=token, collection_name=collection
-    ) as vector_store:
+    with _opened(model, device, uri, token, collection) as (embed_model, vector_store):
         result = evaluate_retrieval(
             create_retriever(embed_model, vector_store),
             read,
@@ -402,15 +397,22 @@ def _model_of(uri: str, token: str, collection: str) -> str | None:
     return passport.space.model if passport else None
 
 
-def _collection_model(
-    name: str | None, device: str, uri: str, token: str, collection: str
-) -> DualEncoderEmbedding:
-    from .collection import read_passport
+@contextmanager
+def _opened(
+    model: str | None, device: str, uri: str, token: str, collection: str
+) -> Iterator[tuple[DualEncoderEmbedding, CLIPMilvusVectorStore]]:
+    """Open a collection that exists, with the model that made it unless another is named."""
+    from .collection import passport_of
+    from .store import create_vector_store
 
-    passport, _ = read_passport(uri=uri, token=token, collection_name=collection)
-    if name is None and passport is None:
-        raise typer.BadParameter("the collection does not say which model made it; --model?")
-    return _load_model(name or (passport.space.model if passport else ""), device)
+    with passport_of(uri, token, collection) as passport:
+        if model is None and passport is None:
+            raise typer.BadParameter("the collection does not say which model made it; --model?")
+        embed_model = _load_model(model or (passport.space.model if passport else ""), device)
+        with create_vector_store(
+            embed_model, uri=uri, token=token, collection_name=collection
+        ) as vector_store:
+            yield embed_model, vector_store
 
 
 def _progress() -> Any:

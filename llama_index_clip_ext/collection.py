@@ -59,6 +59,30 @@ def read_passport(
     Raises:
         StoreError: If the database cannot be opened or has no such collection.
     """
+    with _opened(uri, token, db_name, collection_name) as (client, lock, passport):
+        with lock, reported():
+            client.load_collection(collection_name)
+            rows = client.query(collection_name, filter="", output_fields=["count(*)"])
+        return passport, int(rows[0]["count(*)"])
+
+
+@contextmanager
+def passport_of(uri: str, token: str, collection_name: str) -> Iterator[Passport | None]:
+    """Read a collection's passport, to choose the model that its store is opened with inside.
+
+    An embedded file stays open meanwhile, so that the store need not read it again.
+
+    Raises:
+        StoreError: If the database cannot be opened or has no such collection.
+    """
+    with _opened(uri, token, "", collection_name) as (_, _, passport):
+        yield passport
+
+
+@contextmanager
+def _opened(
+    uri: str | os.PathLike[str], token: str, db_name: str, collection_name: str
+) -> Iterator[tuple[MilvusClient, AbstractContextManager[Any], Passport | None]]:
     address = os.fspath(uri)
     if lite.is_lite(address) and not os.path.exists(lite.lite_path(address, make=False)):
         raise StoreError(
@@ -72,10 +96,8 @@ def read_passport(
                     f"no collection {collection_name!r} in {address}; there are: "
                     f"{', '.join(sorted(client.list_collections())) or 'none'}"
                 )
-            client.load_collection(collection_name)
-            description = client.describe_collection(collection_name)
-            rows = client.query(collection_name, filter="", output_fields=["count(*)"])
-            return Passport.from_properties(description["properties"]), int(rows[0]["count(*)"])
+            properties = client.describe_collection(collection_name)["properties"]
+        yield client, lock, Passport.from_properties(properties)
     finally:
         disconnect(client, path)
 

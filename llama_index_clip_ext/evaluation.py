@@ -21,6 +21,8 @@ from .retriever import CLIPRetriever
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_BATCH = 256  # Queries whose hits are held at a time.
+
 
 @dataclass(frozen=True)
 class RetrievalEvaluation:
@@ -241,12 +243,18 @@ def _retrieve(
     """Yield the ids of each text's hits, best first."""
     asked = copy.copy(retriever)  # The caller's keeps its own number of hits.
     asked.similarity_top_k = depth
-    queries = zip(texts, embeddings, strict=True)
-    for text, embedding in tqdm(
-        queries, "Retrieving", total=len(texts), unit="query", disable=not show_progress
-    ):
-        hits = asked.retrieve(QueryBundle(text, embedding=embedding))
-        yield [hit.node.node_id for hit in hits]
+    queries = [
+        QueryBundle(text, embedding=embedding)
+        for text, embedding in zip(texts, embeddings, strict=True)
+    ]
+    with tqdm(
+        desc="Retrieving", total=len(queries), unit="query", disable=not show_progress
+    ) as bar:
+        # In parts, because of many thousands of queries all hits at once take gigabytes.
+        for start in range(0, len(queries), _BATCH):
+            answers = asked.retrieve_many(queries[start : start + _BATCH])
+            yield from ([hit.node.node_id for hit in hits] for hits in answers)
+            bar.update(len(answers))
 
 
 def _score(

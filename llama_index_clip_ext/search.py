@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -33,6 +33,7 @@ BY_COSINE = (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR)
 
 _BM25 = {"metric_type": INDEX["metric_type"]}
 _MAX_TOP_K = 16_384  # Milvus's query window.
+_MAX_QUERIES = 256  # Milvus Lite holds a score for each of them and each row.
 _MIN_EF = 128  # ef must be no less than the number of hits wanted.
 _MMR_PREFETCH = 4
 _LITE_POOL = 10_000  # Hits weighed anew, at some 0.1 ms each.
@@ -80,12 +81,28 @@ def search(
         if not query.query_str:
             raise ValueError(f"the query has no query_str, which mode {query.mode.value!r} needs")
         return _scored(_by_words(scope, query.query_str, top_k))
-    if query.mode == VectorStoreQueryMode.MMR:
-        vector = _vector(scope, query)
-        limit = min(top_k * _MMR_PREFETCH, _MAX_TOP_K)
-        hits = _by_vector(scope, vector, limit, with_vectors=True)
-        return _scored(_most_diverse(hits, vector, top_k, mmr_threshold))
-    return _scored(_by_vector(scope, _vector(scope, query), top_k))
+    return search_many(scope, query, [query.query_embedding], mmr_threshold)[0]
+
+
+def search_many(
+    scope: Scope,
+    query: VectorStoreQuery,
+    embeddings: Sequence[Sequence[float] | None],
+    mmr_threshold: float | None,
+) -> list[VectorStoreQueryResult]:
+    """Answer a query by vector for each embedding; see `CLIPMilvusVectorStore.query_many`."""
+    top_k = _checked_top_k("similarity_top_k", query.similarity_top_k)
+    if query.mode not in BY_COSINE:
+        raise ValueError(f"mode {query.mode!r} is not by vectors alone; ask one query at a time")
+    vectors = [query_vector(one, scope.dim, scope.collection_name) for one in embeddings]
+    if query.mode == VectorStoreQueryMode.DEFAULT:
+        return [_scored(hits) for hits in _by_vectors(scope, vectors, top_k)]
+    limit = min(top_k * _MMR_PREFETCH, _MAX_TOP_K)
+    found = _by_vectors(scope, vectors, limit, with_vectors=True)
+    return [
+        _scored(_most_diverse(hits, vector, top_k, mmr_threshold))
+        for hits, vector in zip(found, vectors, strict=True)
+    ]
 
 
 def check_mode(mode: VectorStoreQueryMode | str) -> VectorStoreQueryMode:
@@ -113,12 +130,15 @@ def check_alpha(alpha: float | None) -> None:
         raise ValueError(f"alpha is {alpha}, expected 0 (words only) to 1 (vectors only)")
 
 
-def _by_vector(
-    scope: Scope, vector: list[float], limit: int, *, with_vectors: bool = False
-) -> list[Hit]:
+def _by_vectors(
+    scope: Scope, vectors: Sequence[list[float]], limit: int, *, with_vectors: bool = False
+) -> Iterator[list[Hit]]:
+    """Yield the hits of each vector, of as many in one call as one query might return hits."""
     params = {"params": {"ef": max(4 * limit, _MIN_EF)}} if scope.has_hnsw else {}
     fields = [*scope.output_fields, *(["embedding"] if with_vectors else [])]
-    return _hits(scope, "embedding", vector, limit, params, fields)
+    size = min(max(_MAX_TOP_K // limit, 1), _MAX_QUERIES)
+    for start in range(0, len(vectors), size):
+        yield from _hits(scope, "embedding", vectors[start : start + size], limit, params, fields)
 
 
 def _by_words(scope: Scope, text: str, limit: int) -> list[Hit]:
@@ -133,7 +153,7 @@ def _by_words(scope: Scope, text: str, limit: int) -> list[Hit]:
         return []
     if scope.is_lite:
         return _weighed(scope, scope.full_text, words, limit)
-    return _hits(scope, SPARSE_FIELD, words, limit, _BM25, scope.output_fields)
+    return _hits(scope, SPARSE_FIELD, [words], limit, _BM25, scope.output_fields)[0]
 
 
 def _weighed(scope: Scope, full_text: FullText, words: str, limit: int) -> list[Hit]:
@@ -142,7 +162,7 @@ def _weighed(scope: Scope, full_text: FullText, words: str, limit: int) -> list[
     Milvus Lite weighs them by their numbers in each of its segments alone. What was added last is
     in a small one, where no word is rare: new captions would come after all others.
     """
-    found = _hits(scope, SPARSE_FIELD, words, max(limit, _LITE_POOL), _BM25, [SPARSE_FIELD])
+    found = _hits(scope, SPARSE_FIELD, [words], max(limit, _LITE_POOL), _BM25, [SPARSE_FIELD])[0]
     if not found:
         return []
     with scope.lock:
@@ -169,15 +189,15 @@ def _weighed(scope: Scope, full_text: FullText, words: str, limit: int) -> list[
 def _hits(
     scope: Scope,
     field: str,
-    data: list[float] | str,
+    data: Sequence[list[float] | str],
     limit: int,
     params: dict[str, Any],
     output_fields: list[str],
-) -> list[Hit]:
+) -> list[list[Hit]]:
     with scope.lock:
         found = scope.client.search(
             scope.collection_name,
-            data=[data],
+            data=list(data),
             anns_field=field,
             limit=limit,
             filter=scope.expression,
@@ -185,7 +205,7 @@ def _hits(
             search_params=params,
             partition_names=scope.partitions,
         )
-    return list(found[0])
+    return [list(hits) for hits in found]
 
 
 def _by_both(scope: Scope, query: VectorStoreQuery) -> VectorStoreQueryResult:
@@ -203,7 +223,8 @@ def _by_both(scope: Scope, query: VectorStoreQuery) -> VectorStoreQueryResult:
     near: list[Hit] = []
     about: list[Hit] = []
     if alpha > 0:
-        near = _by_vector(scope, _vector(scope, query), depth)
+        vector = query_vector(query.query_embedding, scope.dim, scope.collection_name)
+        (near,) = _by_vectors(scope, [vector], depth)
     if alpha < 1:
         # A query by an image has no words.
         about = _by_words(scope, query.query_str or "", word_depth)
@@ -244,10 +265,6 @@ def query_vector(embedding: Sequence[float] | None, dim: int, collection_name: s
         )
     components: list[float] = l2_normalize(row)[0].tolist()
     return components
-
-
-def _vector(scope: Scope, query: VectorStoreQuery) -> list[float]:
-    return query_vector(query.query_embedding, scope.dim, scope.collection_name)
 
 
 def _most_diverse(

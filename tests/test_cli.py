@@ -246,3 +246,15 @@ def test_help_is_quick():
         run("--help")
         durations.append(time.perf_counter() - started)
     assert min(durations) < 0.5
+
+
+def test_a_search_reads_an_embedded_file_once(indexed, monkeypatch):
+    from milvus_lite.adapter.grpc import server
+
+    opened = []
+    start = server.start_server_in_thread
+    monkeypatch.setattr(
+        server, "start_server_in_thread", lambda **kw: opened.append(kw["data_dir"]) or start(**kw)
+    )
+    call("search", "red", "--uri", indexed)
+    assert opened == [str(indexed)]

@@ -546,6 +546,15 @@ class TestRetriever:
         assert set(self.names(hits)) == {"green.png", "t1"}
         assert {hit.node.metadata["retrieval_modality"] for hit in hits} == {"image", "text"}
 
+    @pytest.mark.parametrize("mode", ["text_search", "hybrid"])
+    def test_many_are_answered_as_each(self, clip, filled, mode):
+        retriever = create_retriever(
+            clip, filled, vector_store_query_mode=mode, modality="both", similarity_top_k=9
+        )
+        queries = ["meadow", "barn", "a horse"]
+        each = [self.names(retriever.retrieve(query)) for query in queries]
+        assert [self.names(hits) for hits in retriever.retrieve_many(queries)] == each
+
     def test_a_picture_has_no_words(self, clip, filled, pictures):
         retriever = create_retriever(clip, filled, vector_store_query_mode="hybrid")
         hits = retriever.retrieve_image(pictures / "red.png")

@@ -17,6 +17,7 @@ from llama_index_clip_ext import (
     CLIPEmbedding,
     DimensionMismatchError,
     ImageNotFoundError,
+    ScoreStatistics,
     create_retriever,
     create_vector_store,
     ingest_images,
@@ -248,3 +249,120 @@ def test_a_local_set_up_needs_no_key_no_settings_and_one_load(
     assert len(loads) == 1
     assert settings_module.Settings._embed_model is None
     assert settings_module.Settings._llm is None
+
+
+def facts(hits):
+    """What of hits two answers must agree in."""
+    return [
+        (hit.node.node_id, pytest.approx(hit.score, abs=1e-5), sorted(hit.node.metadata))
+        for hit in hits
+    ]
+
+
+def mixed_queries(clip, pictures):
+    return [
+        "soup",
+        QueryBundle("", image_path=str(pictures / "blue.png")),
+        QueryBundle("a red thing", image_path=str(pictures / "red.png")),
+        QueryBundle("", embedding=clip.get_image_embedding(pictures / "black.png")),
+        QueryBundle("green", custom_embedding_strs=["a green thing", "green"]),
+        "a red thing",
+    ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"modality": "both"},
+        {"modality": "text", "similarity_top_k": 1},
+        {"vector_store_query_mode": "mmr", "mmr_threshold": 0.1},
+        {"similarity_cutoff": 0.2},
+        {"relative_cutoff": 0.9, "modality": "both"},
+        {"filters": MetadataFilters(filters=[MetadataFilter(key="file_name", value="red.png")])},
+        {"node_ids": []},
+        {"node_ids": ["t1"], "modality": "both"},
+        {"node_postprocessors": [SimilarityPostprocessor(similarity_cutoff=0.1)]},
+    ],
+    ids=str,
+)
+def test_many_are_answered_as_each(clip, filled, pictures, options):
+    retriever = create_retriever(clip, filled, **options)
+    queries = mixed_queries(clip, pictures)
+    before = deepcopy(queries)
+    each = [facts(retriever.retrieve(query)) for query in queries]
+
+    many = retriever.retrieve_many(queries)
+
+    assert [facts(hits) for hits in many] == each
+    assert [facts(hits) for hits in asyncio.run(retriever.aretrieve_many(queries))] == each
+    assert queries == before
+
+
+def test_many_by_calibrated_scores(clip, filled, pictures):
+    directions = ("text->image", "image->image")
+    filled.save_calibration(
+        {one: ScoreStatistics(0.1 * n, 0.2) for n, one in enumerate(directions)}
+    )
+    retriever = create_retriever(clip, filled, calibrated=True)
+    queries = ["soup", QueryBundle("", image_path=str(pictures / "blue.png"))]
+    each = [facts(retriever.retrieve(query)) for query in queries]
+    assert [facts(hits) for hits in retriever.retrieve_many(queries)] == each
+
+
+def test_many_are_few_calls(clip, filled, monkeypatch):
+    calls = []
+    for owner, name in ((filled.client, "search"), (clip.encoder, "encode_texts")):
+        function = getattr(owner, name)
+
+        def counted(*args, _name=name, _function=function, **kwargs):
+            calls.append(_name)
+            return _function(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+    queries = [f"thing {number}" for number in range(30)]
+
+    create_retriever(clip, filled).retrieve_many(queries)
+    assert sorted(calls) == ["encode_texts", "search"]
+
+    calls.clear()  # As many hits as one query may ask for, in one call.
+    create_retriever(clip, filled, similarity_top_k=1000).retrieve_many(queries)
+    assert calls.count("search") == 2
+
+
+def test_of_many_none_is_lost_between_batches(clip, filled, capsys):
+    retriever = create_retriever(clip, filled, similarity_top_k=1)
+    rows = [filled.get_nodes([node_id])[0] for node_id in filled.get_ids(modality="image")]
+    queries = [QueryBundle("", embedding=rows[n % 5].embedding) for n in range(300)]
+
+    answers = retriever.retrieve_many(queries, show_progress=True)
+
+    assert [hits[0].node.node_id for hits in answers] == [rows[n % 5].node_id for n in range(300)]
+    assert "300/300" in capsys.readouterr().err
+
+
+def test_observers_are_told_of_each_of_many(clip_dir, pictures, tmp_path):
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    embed_model = CLIPEmbedding(clip_dir, callback_manager=CallbackManager([debug]))
+    with create_vector_store(embed_model, uri=tmp_path / "own.db") as store:
+        ingest_images(pictures, embed_model=embed_model, vector_store=store)
+        answers = create_retriever(embed_model, store).retrieve_many(["soup", "a red thing"])
+    pairs = debug.get_event_pairs(CBEventType.RETRIEVE)
+    assert [start.payload["query_str"] for start, _ in pairs] == ["soup", "a red thing"]
+    assert [names(end.payload["nodes"]) for _, end in pairs] == [names(hits) for hits in answers]
+
+
+def test_of_many_the_bad_one_is_named(clip, retriever, pictures):
+    assert retriever.retrieve_many([]) == []
+    with pytest.raises(TypeError, match="queries is one str"):
+        retriever.retrieve_many("soup")
+    with pytest.raises(ValueError, match="the query is empty"):
+        retriever.retrieve_many(["soup", ""])
+    good = QueryBundle("", image_path=str(pictures / "red.png"))
+    for words in ("", "red"):
+        bad = QueryBundle(words, image_path="gone.png")
+        with pytest.raises(ImageNotFoundError, match=r"gone\.png") as caught:
+            retriever.retrieve_many(["soup", good, bad])
+        assert caught.value.index == 2
+    with pytest.raises(DimensionMismatchError):
+        retriever.retrieve_many(["soup", QueryBundle("", embedding=[1.0, 0.0])])

@@ -969,3 +969,36 @@ def test_a_query_object_is_not_changed(store):
     store.query(query)
 
     assert query == VectorStoreQuery(query_embedding=[2.0, 0.0, 0.0, 0.0], similarity_top_k=1)
+
+
+def test_what_was_written_is_put_into_files_before_a_search(tmp_path, monkeypatch):
+    monkeypatch.setattr("llama_index_clip_ext.store._MAX_UNFLUSHED", 3)
+    flushed = []
+    with create_vector_store(MODEL, uri=tmp_path / "own.db") as store:
+        flush = store.client.flush
+        monkeypatch.setattr(store.client, "flush", lambda name: flushed.append(name) or flush(name))
+        store.add([image("a"), image("b", Y)])
+        assert store.query(ask(X)).ids == ["a", "b"]
+        assert flushed == []
+        store.add([image("c", Z)])
+        for _ in range(2):
+            assert set(store.query(ask(X)).ids) == {"a", "b", "c"}
+        assert flushed == [store.collection_name]
+        store.add([image("a", Y)])
+        store.delete_nodes(["b"])
+        assert store.query(ask(Y)).ids == ["a", "c"]
+
+
+def test_one_query_by_many_embeddings(store):
+    store.add([image("a", X), image("b", Y), text("t", Z)])
+    query = ask(None, 1)
+    assert [one.ids for one in store.query_many(query, [X, NEAR_X, Z], modality="image")][:2] == [
+        ["a"],
+        ["b"],
+    ]
+    (result,) = asyncio.run(store.aquery_many(query, [[0, 0, 9, 0]]))
+    assert (result.ids, result.similarities) == (["t"], [pytest.approx(1)])
+    assert result.nodes[0].embedding is None
+    assert store.query_many(query, []) == []
+    with pytest.raises(ValueError, match="not by vectors alone"):
+        store.query_many(ask(None, mode="hybrid"), [X])

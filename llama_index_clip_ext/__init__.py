@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ImageLoadError,
         ImageNotFoundError,
         ModelLoadError,
+        QuantizationError,
         RowTooLargeError,
         StoreError,
         StoreLockedError,
@@ -33,10 +34,12 @@ if TYPE_CHECKING:
     from .images import ImageFailure, load_image, load_images
     from .index import CLIPVectorStoreIndex
     from .ingest import IngestReport, aingest_images, ingest_images
+    from .int8 import Int8Report
     from .metrics import Estimate, IndexRecall
     from .models import EmbeddingSpace, ModelSpec, ScoreStatistics, list_models, resolve_model
     from .nodes import load_image_nodes
     from .postprocessors import NearDuplicatePostprocessor
+    from .quantization import aquantize_images, quantize_images
     from .retriever import CLIPRetriever, create_retriever
     from .sheet import show_results
     from .store import CLIPMilvusVectorStore, create_vector_store
@@ -69,9 +72,11 @@ __all__ = [
     "ImageNotFoundError",
     "IndexRecall",
     "IngestReport",
+    "Int8Report",
     "ModelLoadError",
     "ModelSpec",
     "NearDuplicatePostprocessor",
+    "QuantizationError",
     "RetrievalEvaluation",
     "RowTooLargeError",
     "ScoreStatistics",
@@ -85,6 +90,7 @@ __all__ = [
     "acalibrate_scores",
     "aevaluate_retrieval",
     "aingest_images",
+    "aquantize_images",
     "calibrate_scores",
     "create_bilingual_retriever",
     "create_retriever",
@@ -98,6 +104,7 @@ __all__ = [
     "load_image_nodes",
     "load_images",
     "measure_throughput",
+    "quantize_images",
     "resolve_model",
     "show_results",
 ]
@@ -114,10 +121,12 @@ _NAMES_OF = {
     "images": ("ImageFailure", "load_image", "load_images"),
     "index": ("CLIPVectorStoreIndex",),
     "ingest": ("IngestReport", "aingest_images", "ingest_images"),
+    "int8": ("Int8Report",),
     "metrics": ("Estimate", "IndexRecall"),
     "models": ("EmbeddingSpace", "ModelSpec", "ScoreStatistics", "list_models", "resolve_model"),
     "nodes": ("load_image_nodes",),
     "postprocessors": ("NearDuplicatePostprocessor",),
+    "quantization": ("aquantize_images", "quantize_images"),
     "retriever": ("CLIPRetriever", "create_retriever"),
     "sheet": ("show_results",),
     "store": ("CLIPMilvusVectorStore", "create_vector_store"),

@@ -352,6 +352,42 @@ def download(
 
 
 @app.command()
+def quantize(
+    images: Annotated[
+        list[str], typer.Argument(help="Folders, patterns or images like those to be searched.")
+    ],
+    model: Annotated[str, typer.Option(help="Alias, hub id or directory.")] = "clip-ViT-B-32",
+    n_images: Annotated[
+        int, typer.Option(min=40, help="Pictures to use, at most; half of them to check.")
+    ] = 300,
+    min_cosine: Annotated[
+        float, typer.Option(min=0, max=1, help="Of each checked picture, to float32.")
+    ] = 0.999,
+    min_top10_overlap: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the 10 nearest found, too; mean.")
+    ] = 0.95,
+    as_json: AsJson = False,
+) -> None:
+    """Make an int8 image tower from your pictures, for dtype="int8" on a CPU, and check it.
+
+    Example: clip-ext quantize ./photos --model clip-ViT-B-32
+    """
+    from .nodes import list_images
+    from .quantization import quantize_images
+
+    report = quantize_images(
+        _load_model(model, "cpu"),
+        [path for one in images for path in list_images(one)],
+        n_images=n_images,
+        min_cosine=min_cosine,
+        min_top10_overlap=min_top10_overlap,
+        show_progress=not as_json,
+    )
+    facts = {**asdict(report), "folder": str(report.folder)}
+    print(json.dumps(facts, ensure_ascii=False) if as_json else report)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the pictures and the result.")] = (
         Path("demo-output")

@@ -8,6 +8,7 @@ ClipExtError(Exception)                      catch this to catch all of ours
 │   └── ImageNotFoundError(FileNotFoundError)
 ├── CaptionError(RuntimeError)               an LLM gave no caption; carries .source of the image
 ├── EmbeddingError(ValueError)               a vector that is zero, NaN, infinite or not unit length
+├── QuantizationError(ValueError)            int8 is too far from float32; carries .report
 ├── DimensionMismatchError(ValueError)       carries .expected and .actual
 ├── EmbeddingSpaceMismatchError(ValueError)  the collection was written by another model
 ├── RowTooLargeError(ValueError)             a node that Milvus could not store
@@ -18,7 +19,12 @@ ClipExtError(Exception)                      catch this to catch all of ours
 Each also inherits the built-in exception that a caller would guess.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .int8 import Int8Report
 
 
 class ClipExtError(Exception):
@@ -95,6 +101,18 @@ class CaptionError(ClipExtError, RuntimeError):
 
 class EmbeddingError(ClipExtError, ValueError):
     """A vector is zero, not finite, or not of unit length."""
+
+
+class QuantizationError(ClipExtError, ValueError):
+    """The embeddings of int8 are too far from those of float32.
+
+    Attributes:
+        report: What was measured, an `Int8Report`.
+    """
+
+    def __init__(self, message: str, *, report: Int8Report | None = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class DimensionMismatchError(ClipExtError, ValueError):

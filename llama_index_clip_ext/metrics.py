@@ -106,6 +106,28 @@ def nearest(queries: Rows, candidates: Rows, k: int) -> NDArray[np.intp]:
     return ranking
 
 
+def neighbour_overlap(exact: Rows, approximate: Rows, k: int) -> float:
+    """Say how many of each row's nearest rows are found by other vectors of the same items.
+
+    A neighbour is right if it is as near as the k-th nearest: of equal vectors, any will do.
+
+    Args:
+        exact: Unit-length rows. Shape ``(n, dim)``.
+        approximate: The same items by another model. Shape ``(n, any)``.
+        k: Neighbours of a row, itself left out; more than there are, are all.
+
+    Returns:
+        The mean share, from 0 to 1.
+    """
+    k = min(k, len(exact) - 1)
+    wanted, cosines = exact @ exact.T, approximate @ approximate.T
+    for table in (wanted, cosines):
+        np.fill_diagonal(table, -np.inf)
+    found = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
+    threshold = np.partition(wanted, -k, axis=1)[:, -k] - _ROUNDING
+    return float((np.take_along_axis(wanted, found, axis=1) >= threshold[:, None]).mean())
+
+
 def index_recall(
     queries: Rows,
     hits: Sequence[Sequence[str]],

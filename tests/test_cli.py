@@ -55,7 +55,18 @@ def indexed(clip_dir, pictures, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["index"], ["search"], ["info"], ["models"], ["download"], ["demo"], ["eval"]]
+    "command",
+    [
+        [],
+        ["index"],
+        ["search"],
+        ["info"],
+        ["models"],
+        ["download"],
+        ["demo"],
+        ["eval"],
+        ["quantize"],
+    ],
 )
 def test_help_has_an_example(command):
     assert "clip-ext " + " ".join(command) in run(*command, "--help").stdout

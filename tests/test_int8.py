@@ -13,7 +13,14 @@ import skimage.data
 import sklearn.datasets
 from PIL import Image
 
-from llama_index_clip_ext import DualEncoderEmbedding, errors, int8
+from llama_index_clip_ext import (
+    DualEncoderEmbedding,
+    create_retriever,
+    create_vector_store,
+    errors,
+    ingest_images,
+    int8,
+)
 from llama_index_clip_ext.checkpoint import find_checkpoint
 from llama_index_clip_ext.errors import ModelLoadError, QuantizationError
 from llama_index_clip_ext.int8 import (
@@ -57,6 +64,11 @@ def own_dir(request, tmp_path):
 @pytest.fixture
 def own_clip_dir(clip_dir, tmp_path):
     return shutil.copytree(clip_dir, tmp_path / "own")
+
+
+@pytest.fixture
+def store_of(tmp_path):
+    return lambda embed_model: create_vector_store(embed_model, uri=tmp_path / "int8.db")
 
 
 @pytest.fixture
@@ -285,3 +297,33 @@ def test_neighbours_in_common_by_hand():
 
 def test_the_error_is_caught_as_ours():
     assert issubclass(errors.QuantizationError, errors.ClipExtError)
+
+
+def test_images_are_embedded_in_int8_and_texts_as_ever(made, crops, store_of):
+    fast = DualEncoderEmbedding(made, dtype="int8")
+    exact = DualEncoderEmbedding(made, dtype="float32", preprocess="reference")
+    files = sorted(crops.glob("*.png"))
+    rows, expected = fast.embed_images(files).embeddings, exact.embed_images(files).embeddings
+    assert type(fast.encoder._tower("image")) is int8.Int8Tower
+    assert fast.encoder.arithmetic == "int8"
+    assert 0.99 < (rows * expected).sum(axis=1).min() < 1 - 1e-6
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(
+        fast.get_text_embedding("a cat"), exact.get_text_embedding("a cat"), atol=1e-5
+    )
+    assert fast.encoder.logit_scale == pytest.approx(exact.encoder.logit_scale)
+    # It is the same space: int8 fills a collection that float32 searches.
+    with store_of(exact) as store:
+        report = ingest_images(crops, embed_model=fast, vector_store=store, batch_size=16)
+        assert report.added == 60
+        (hit,) = create_retriever(exact, store, similarity_top_k=1).retrieve_image(files[7])
+        assert hit.node.metadata["file_name"] == files[7].name
+
+
+def test_int8_is_made_before_it_is_used(own_clip_dir, crops):
+    embed_model = DualEncoderEmbedding(own_clip_dir, dtype="int8")
+    with pytest.raises(ModelLoadError, match="no int8 image tower yet.*clip-ext quantize"):
+        embed_model.get_image_embedding(crops / "00.png")
+    reference = DualEncoderEmbedding(own_clip_dir, dtype="int8", preprocess="reference")
+    with pytest.raises(ModelLoadError, match="calibrated on preprocess='fast'"):
+        reference.get_image_embedding(crops / "00.png")

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -39,7 +40,14 @@ from .models import EmbeddingSpace, Family, resolve_model
 from .nodes import is_image_node
 from .prefetch import batched, prefetch
 from .queries import compose_query
-from .sources import ImageSource, describe_source, image_digest, read_source, reusable
+from .sources import (
+    ImageSource,
+    describe_source,
+    exclusive,
+    image_digest,
+    read_source,
+    reusable,
+)
 from .text_checkpoint import TextCheckpoint, check_pair, text_only_message
 from .vectors import Rows
 
@@ -331,10 +339,9 @@ class DualEncoderEmbedding(MultiModalEmbedding):
                 were yielded; carries its index.
         """
         self._settle_batch_size()
-        least_side = self.encoder.least_side
         prepared = prefetch(
             self.encoder.decoders,
-            lambda numbered: self._prepare(*numbered, least_side),
+            self._preparing(),
             enumerate(sources),
             ahead=_BATCHES_AHEAD * self.embed_batch_size,
         )
@@ -602,17 +609,30 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             event.on_end(payload={EventPayload.CHUNKS: names, EventPayload.EMBEDDINGS: embeddings})
         dispatcher.event(EmbeddingEndEvent(chunks=names, embeddings=embeddings))
 
-    def _prepare(self, index: int, source: ImageSource, least_side: int | None) -> _Prepared:
+    def _preparing(self) -> Callable[[tuple[int, ImageSource]], _Prepared]:
+        """Return `_prepare`, with what is the same for all images of a call."""
+        encoder = self.encoder
+        if self.embeddings_cache is not None:
+            _ = encoder.checkpoint.space  # Hashed here, once, and not by each of the threads.
+        return partial(
+            self._prepare, least_side=encoder.least_side, on_device=encoder.decodes_on_device
+        )
+
+    def _prepare(
+        self, numbered: tuple[int, ImageSource], *, least_side: int | None, on_device: bool
+    ) -> _Prepared:
         """Read one image and decode it, unless the cache has its embedding. Runs in any thread."""
+        index, source = numbered
         name = describe_source(source)
         key = None
         try:
-            if self.embeddings_cache is not None:
+            if self.embeddings_cache is not None or on_device:
                 source = reusable(source)  # Read twice.
+            if self.embeddings_cache is not None:
                 key = self._cache_key(source)
                 if (row := self._cached(key)) is not None:
                     return _Prepared(index, name, key, row=row)
-            if self.encoder.decodes_on_device and (inputs := self._encoded_jpeg(source)):
+            if on_device and (inputs := self._encoded_jpeg(source)):
                 return _Prepared(index, name, key, inputs=inputs)
             image = load_image(
                 source,
@@ -629,7 +649,8 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     def _encoded_jpeg(self, source: ImageSource) -> ImageInputs | None:
         """Return a JPEG as it is, for nvJPEG; ``None`` if the source is something else."""
         try:
-            content = read_source(source, allow_urls=self.allow_urls)
+            with exclusive(source):
+                content = read_source(source, allow_urls=self.allow_urls)
         except (ImageLoadError, OSError):
             return None  # Said by who decodes it.
         return self.encoder.prepare_jpeg(content) if isinstance(content, bytes) else None
@@ -742,8 +763,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         return list(self.encoder.encode_query(query).tolist())
 
     def _get_image_embeddings(self, img_file_paths: list[ImageSource]) -> list[Embedding]:
-        least_side = self.encoder.least_side
-        batch = [self._prepare(i, one, least_side) for i, one in enumerate(img_file_paths)]
+        batch = [*map(self._preparing(), enumerate(img_file_paths))]
         whole, error = _until_error(self._decoded(batch))
         if error:
             raise error

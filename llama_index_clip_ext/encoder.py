@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -134,7 +134,7 @@ class Encoder:
         # Items per forward pass after memory has run out.
         self._fitting: dict[Tower, int] = {}
         self._warned_of_script = False
-        self._query = lru_cache(maxsize=_KEPT_QUERIES)(self._encode_query)
+        self._queries: OrderedDict[str, Rows] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if not key.startswith("_")}
@@ -286,12 +286,16 @@ class Encoder:
             TypeError, TextTooLongError, ModelLoadError: As `encode_texts`.
         """
         check_texts([text])
-        return self._query(text)
-
-    def _encode_query(self, text: str) -> Rows:
-        row: Rows = self.encode_texts([text], batch_size=1)[0]
-        row.flags.writeable = False
-        return row
+        # Not functools.lru_cache, which would keep this object, and its weights, in a cycle.
+        with self._lock:
+            row = self._queries.pop(text, None)
+            if row is None:
+                row = self.encode_texts([text], batch_size=1)[0]
+                row.flags.writeable = False
+            self._queries[text] = row
+            if len(self._queries) > _KEPT_QUERIES:
+                self._queries.popitem(last=False)
+            return row
 
     def encode_images(self, images: Iterable[Image], *, batch_size: int) -> Rows:
         """Embed images, one row each, in the order given.

@@ -6,7 +6,7 @@ import io
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from .errors import ImageLoadError, ImageNotFoundError
-from .sources import ImageSource, describe_source, error_detail, read_source
+from .sources import ImageSource, describe_source, error_detail, exclusive, read_source
 
 OnError: TypeAlias = Literal["raise", "skip"]
 
@@ -25,10 +25,6 @@ MAX_PIXELS = 178_956_970
 # Of larger pictures one is decoded at a time, so that memory does not grow with the threads.
 _LARGE_PIXELS = 50_000_000
 _LARGE_LOCK = threading.Lock()
-
-# A PIL image decodes itself, and a stream is read from a position, in place: one that is passed
-# twice must not be worked on by two threads.
-_IN_PLACE_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ def load_image(
     # Outside of what follows: a wrong colour is no fault of the picture.
     ImageColor.getrgb(background)
     try:
-        with _guard(source):
+        with exclusive(source):
             raw = read_source(source, allow_urls=allow_urls)
             if isinstance(raw, Image.Image):
                 _check_pixels(raw, max_pixels)
@@ -167,11 +163,6 @@ def load_images(
         )
     )
     return [image for _, image in loaded], [index for index, _ in loaded], failures
-
-
-def _guard(source: ImageSource) -> AbstractContextManager[Any]:
-    works_in_place = isinstance(source, Image.Image) or hasattr(source, "read")
-    return _IN_PLACE_LOCK if works_in_place else nullcontext()
 
 
 def _decode(

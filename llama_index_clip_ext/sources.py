@@ -9,7 +9,8 @@ import io
 import os
 import re
 import struct
-from contextlib import suppress
+import threading
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeAlias, Union
 
@@ -24,6 +25,10 @@ ImageSource: TypeAlias = Union[
     str, "os.PathLike[str]", bytes, bytearray, memoryview, io.BytesIO, Image.Image,
     "NDArray[Any]", Any,
 ]  # fmt: skip
+
+# A PIL image decodes itself, and a stream is read from a position, in place: one that is passed
+# twice must not be worked on by two threads.
+_IN_PLACE_LOCK = threading.RLock()
 
 _EXIF_ORIENTATION = 0x0112
 _DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w.-]+=[\w.-]+)*(?P<base64>;base64)?,", re.IGNORECASE)
@@ -42,7 +47,8 @@ def image_digest(source: ImageSource) -> str:
     """
     name = describe_source(source)
     try:
-        return hashlib.sha256(_digestible(read_source(source))).hexdigest()
+        with exclusive(source):
+            return hashlib.sha256(_digestible(read_source(source))).hexdigest()
     except ImageLoadError as err:
         raise type(err)(err.reason, source=name) from err.__cause__
     except FileNotFoundError as err:
@@ -64,6 +70,12 @@ def _digestible(raw: bytes | Image.Image | NDArray[Any]) -> bytes:
         orientation = 1  # Damaged EXIF data turn nothing.
     header = [raw.mode, raw.size, orientation, raw.getpalette(), raw.info.get("transparency")]
     return repr(header).encode() + content
+
+
+def exclusive(source: ImageSource) -> AbstractContextManager[Any]:
+    """Keep other threads from a source that is read in place, until the ``with`` block ends."""
+    works_in_place = isinstance(source, Image.Image) or hasattr(source, "read")
+    return _IN_PLACE_LOCK if works_in_place else nullcontext()
 
 
 def error_detail(err: Exception) -> str:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from llama_index_clip_ext import devices
+from llama_index_clip_ext import encoder as encoder_module
 from llama_index_clip_ext.checkpoint import find_checkpoint
 from llama_index_clip_ext.encoder import Encoder
 from llama_index_clip_ext.errors import EmbeddingError, ModelLoadError, TextTooLongError
@@ -321,10 +322,16 @@ def test_other_errors_are_not_tried_again(encoder, colours, monkeypatch):
 
 def test_a_query_is_embedded_once(encoder, monkeypatch):
     encoder = pickle.loads(pickle.dumps(encoder))
+    monkeypatch.setattr(encoder_module, "_KEPT_QUERIES", 2)
     first = encoder.encode_query("a red circle")
     np.testing.assert_allclose(first, encoder.encode_texts(["a red circle"], batch_size=1)[0])
+    encoder.encode_query("a green circle")
+    encoder.encode_query("a red circle")
+    encoder.encode_query("a yellow circle")
     monkeypatch.setattr(encoder, "_rows", None)
     np.testing.assert_array_equal(encoder.encode_query("a red circle"), first)
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+        encoder.encode_query("a green circle")  # Not asked for as lately as the others.
     with pytest.raises(TypeError, match="'NoneType' object is not callable"):
         encoder.encode_query("a blue circle")
     with pytest.raises(ValueError, match="read-only"):

@@ -5,9 +5,9 @@ import sys
 
 import numpy as np
 import pytest
-import skimage.data
 import torch
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 from llama_index_clip_ext import CLIPEmbedding, ImageLoadError, nvjpeg
 from llama_index_clip_ext.checkpoint import find_checkpoint
@@ -22,7 +22,7 @@ def encoded(picture, suffix="JPEG", **options):
 
 @pytest.fixture(scope="module")
 def photo():
-    return Image.fromarray(skimage.data.astronaut())
+    return Image.fromarray(load_sample_image("china.jpg"))
 
 
 @pytest.fixture

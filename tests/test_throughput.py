@@ -1,10 +1,9 @@
 import json
-import shutil
 from pathlib import Path
 
 import pytest
-import skimage.data
 from PIL import Image
+from sklearn.datasets import load_sample_image
 from typer.testing import CliRunner
 
 from llama_index_clip_ext import (
@@ -22,11 +21,14 @@ STEPS = ["read", "decode", "transfer", "forward", "insert"]
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Three photographs of different sizes, and a file that is none."""
+    """Three photographs, and a file that is none."""
     folder = tmp_path / "photos"
     folder.mkdir()
-    for name in ("chelsea.png", "coffee.png", "rocket.jpg"):
-        shutil.copy(Path(skimage.data.__file__).parent / name, folder)
+    china, flower = (
+        Image.fromarray(load_sample_image(f"{name}.jpg")) for name in ("china", "flower")
+    )
+    for name, picture in (("china.jpg", china), ("china.png", china), ("flower.jpg", flower)):
+        picture.save(folder / name)
     (folder / "broken.jpg").write_bytes(b"no picture")
     return folder
 

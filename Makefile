@@ -36,8 +36,10 @@ bench: $(VENV)/bench  ## Measure us and the others on the same files and weights
 	$(call BENCH_RUN,throughput) --model-kind chinese-clip-b16 --images 16 --peers transformers,sentence-transformers --json $(BENCH)/throughput-4-chinese.json
 	$(call BENCH_RUN,texts) --texts 1000 --json $(BENCH)/texts.json
 	$(call BENCH_RUN,forward) --model-kinds clip-b32,clip-b16 --json $(BENCH)/forward.json
+	$(call BENCH_RUN,fidelity) --images 8 --json $(BENCH)/fidelity.json
+	$(BIN)/python benchmarks/search.py --rows 10000
 	$(call BENCH_RUN,growth) --counts 1000,5000 --json $(BENCH)/growth.json
-	$(BIN)/python benchmarks/plot.py $(BENCH)/throughput-*.json
+	$(BIN)/python benchmarks/plot.py $(BENCH)/throughput-*.json --output $(BENCH)/throughput.svg
 
 notebooks: $(VENV)/dev  ## Run the notebooks; only their figures stay in them.
 	$(BIN)/python notebooks/refresh.py

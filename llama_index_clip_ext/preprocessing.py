@@ -49,7 +49,7 @@ class Preprocessing:
         Args:
             processor: transformers' image processor.
         """
-        size = dict(processor.size or {})
+        size = dict(getattr(processor, "size", None) or {})  # NaFlex has none in transformers 4.
         crop = dict(getattr(processor, "crop_size", None) or {})
         crops = bool(getattr(processor, "do_center_crop", False))
         steps = ("do_resize", "do_rescale", "do_normalize")

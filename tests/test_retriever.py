@@ -223,7 +223,7 @@ def test_vector_store_index_over_our_store(clip, filled, pictures, monkeypatch):
     assert len(hits) == 7
 
 
-def test_a_local_set_up_needs_no_key_no_settings_and_one_load(
+def test_a_local_set_up_needs_no_key_no_settings_and_one_load_of_each_tower(
     clip_dir, pictures, tmp_path, monkeypatch
 ):
     import llama_index.core.settings as settings_module
@@ -246,7 +246,7 @@ def test_a_local_set_up_needs_no_key_no_settings_and_one_load(
             retriever = create_retriever(embed_model, store)
             assert len(retriever.retrieve("a red thing")) == 5
             assert names(retriever.retrieve_image(pictures / "red.png"))[0] == "red.png"
-    assert len(loads) == 1
+    assert len(loads) == 2  # One of each tower.
     assert settings_module.Settings._embed_model is None
     assert settings_module.Settings._llm is None
 

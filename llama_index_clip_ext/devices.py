@@ -78,7 +78,9 @@ def default_batch_size(device: str, config: Any, itemsize: int) -> int:
 
     if not device.startswith("cuda"):
         return _CPU_BATCH
-    tokens = 1 + (int(config.image_size) // int(config.patch_size)) ** 2
+    # NaFlex, which has no image size, has a number of patches.
+    size = getattr(config, "image_size", None)
+    tokens = 1 + (int(size) // int(config.patch_size)) ** 2 if size else int(config.num_patches)
     per_image = tokens * int(config.intermediate_size) * itemsize * _LIVE_BUFFERS
     free, _ = torch.cuda.mem_get_info(device)
     fitting = max(1, int(free * _MEMORY_SHARE) // per_image)

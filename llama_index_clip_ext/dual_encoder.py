@@ -34,8 +34,9 @@ from typing_extensions import TypedDict
 from .checkpoint import Checkpoint, find_checkpoint, find_text_checkpoint
 from .devices import Dtype
 from .encoder import Encoder, ImageInputs, OnLongText, Preprocess, check_texts
-from .errors import ImageLoadError, ModelLoadError
+from .errors import EmbeddingError, ImageLoadError, ModelLoadError
 from .images import ImageFailure, OnError, load_image
+from .int8 import int8_identity
 from .models import EmbeddingSpace, Family, resolve_model
 from .nodes import is_image_node
 from .prefetch import batched, prefetch
@@ -44,6 +45,7 @@ from .sources import (
     ImageSource,
     describe_source,
     exclusive,
+    held,
     image_digest,
     read_source,
     reusable,
@@ -303,9 +305,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         Raises:
             ImageLoadError: If an image fails and ``on_error`` is ``"raise"``; carries its index.
         """
-        _check_choice("on_error", on_error, ("raise", "skip"))
-        if isinstance(sources, (str, bytes, os.PathLike)):
-            raise TypeError(f"sources is one {type(sources).__name__}, expected a list of images")
+        _check_sources(sources, on_error)
         self._settle_batch_size()
         batches = [ImageEmbeddings(np.empty((0, self.dim), dtype=np.float32), [], [])]
         batches += get_tqdm_iterable(
@@ -338,7 +338,10 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             ImageLoadError: If an image fails and ``on_error`` is ``"raise"``, after all before it
                 were yielded; carries its index.
         """
+        _check_sources(sources, on_error)
         self._settle_batch_size()
+        if not isinstance(sources, Sequence):
+            sources = map(held, sources)
         prepared = prefetch(
             self.encoder.decoders,
             self._preparing(),
@@ -612,14 +615,22 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     def _preparing(self) -> Callable[[tuple[int, ImageSource]], _Prepared]:
         """Return `_prepare`, with what is the same for all images of a call."""
         encoder = self.encoder
-        if self.embeddings_cache is not None:
-            _ = encoder.checkpoint.space  # Hashed here, once, and not by each of the threads.
+        # The weights are hashed here, once, and not by each of the threads.
+        scope = "" if self.embeddings_cache is None else self._cache_scope()
         return partial(
-            self._prepare, least_side=encoder.least_side, on_device=encoder.decodes_on_device
+            self._prepare,
+            least_side=encoder.least_side,
+            on_device=encoder.decodes_on_device,
+            scope=scope,
         )
 
     def _prepare(
-        self, numbered: tuple[int, ImageSource], *, least_side: int | None, on_device: bool
+        self,
+        numbered: tuple[int, ImageSource],
+        *,
+        least_side: int | None,
+        on_device: bool,
+        scope: str,
     ) -> _Prepared:
         """Read one image and decode it, unless the cache has its embedding. Runs in any thread."""
         index, source = numbered
@@ -629,7 +640,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             if self.embeddings_cache is not None or on_device:
                 source = reusable(source)  # Read twice.
             if self.embeddings_cache is not None:
-                key = self._cache_key(source)
+                key = f"{scope}:{image_digest(source)}"
                 if (row := self._cached(key)) is not None:
                     return _Prepared(index, name, key, row=row)
             if on_device and (inputs := self._encoded_jpeg(source)):
@@ -644,6 +655,10 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         except ImageLoadError as err:
             error = type(err)(err.reason, source=err.source, index=index)
             error.__cause__ = err.__cause__
+            return _Prepared(index, name, error=error)
+        except MemoryError as err:
+            error = ImageLoadError("memory ran out over it", source=name, index=index)
+            error.__cause__ = err
             return _Prepared(index, name, error=error)
 
     def _encoded_jpeg(self, source: ImageSource) -> ImageInputs | None:
@@ -692,17 +707,22 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             if self.rate_limiter is not None:
                 # The asynchronous twins are on the model's own thread here: no loop waits.
                 self.rate_limiter.acquire()
-            encoded = self.encoder.encode_prepared(list(fresh.values()))
+            try:
+                encoded = self.encoder.encode_prepared(list(fresh.values()))
+            except EmbeddingError as err:
+                names = ", ".join(one.name for one in usable)
+                raise EmbeddingError(f"{err}; among the images {names}") from err
             for key, row in zip(fresh, encoded, strict=True):
                 rows[key] = row
                 self._cache(key, row)
         found = np.array([rows[one.key or one.index] for one in usable], dtype=np.float32)
         return ImageEmbeddings(found.reshape(-1, self.dim), [one.index for one in usable], failures)
 
-    def _cache_key(self, source: ImageSource) -> str:
-        digest = image_digest(source)
-        how = f"{self.dtype}:{self.preprocess}:{self.background}"
-        return f"{self.space.weights}:{self.space.preprocessing}:{how}:{digest}"
+    def _cache_scope(self) -> str:
+        """Return what the embeddings of images depend on but for the image."""
+        space, how = self.space, f"{self.dtype}:{self.preprocess}:{self.background}"
+        made = int8_identity(self.encoder.checkpoint) if self.dtype == "int8" else ""
+        return f"{space.weights}:{space.preprocessing}:{how}:{made}"
 
     def _cached(self, key: str | None) -> list[float] | None:
         if key is None or self.embeddings_cache is None:
@@ -794,6 +814,12 @@ def _pickles(value: object) -> bool:
     except Exception:  # Whatever it raises: there is no rule.
         return False
     return True
+
+
+def _check_sources(sources: object, on_error: str) -> None:
+    _check_choice("on_error", on_error, ("raise", "skip"))
+    if isinstance(sources, (str, bytes, os.PathLike)):
+        raise TypeError(f"sources is one {type(sources).__name__}, expected a list of images")
 
 
 def _until_error(batch: list[_Prepared]) -> tuple[list[_Prepared], ImageLoadError | None]:

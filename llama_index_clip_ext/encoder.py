@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from collections import OrderedDict
@@ -30,10 +31,17 @@ from .errors import (
 )
 from .images import load_image
 from .int8 import Int8Tower, load_int8
-from .loading import Tower, load_image_processor, load_tokenizer, load_tower
+from .loading import (
+    Tower,
+    load_image_processor,
+    load_tokenizer,
+    load_tower,
+    read_logits,
+)
 from .prefetch import batched, prefetch, usable_cores
 from .preprocessing import Pixels, Preprocessing, crop_to_aspect_ratio
 from .scripts import cjk_share
+from .sources import held
 from .text_checkpoint import TextCheckpoint
 from .tokenization import TextTokenizer
 from .vectors import Rows, l2_normalize
@@ -135,6 +143,9 @@ class Encoder:
         self._fitting: dict[Tower, int] = {}
         self._warned_of_script = False
         self._queries: OrderedDict[str, Rows] = OrderedDict()
+        self._queries_lock = threading.Lock()
+        self._logits: tuple[float, float | None] | None = None
+        self._has_bad_nvjpeg = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if not key.startswith("_")}
@@ -206,16 +217,18 @@ class Encoder:
     @property
     def decodes_on_device(self) -> bool:
         """Whether JPEGs are decoded by nvJPEG: on CUDA, where torchvision is installed."""
+        if self._has_bad_nvjpeg:
+            return False
         return self.least_side is not None and nvjpeg.has_nvjpeg(resolve_device(self.device))
 
     @property
     def logit_scale(self) -> float:
-        """What a cosine is multiplied with to be a logit. Loads the weights on first use.
+        """What a cosine is multiplied with to be a logit.
 
         Source:
             Radford et al. 2021, Fig. 3 (there ``exp(t)``; this is after the exponential).
         """
-        return float(self._model_of_both().logit_scale.detach().float().exp())
+        return math.exp(self._read_logits()[0])
 
     @property
     def logit_bias(self) -> float | None:
@@ -224,19 +237,14 @@ class Encoder:
         Source:
             Zhai et al. 2023, Algorithm 1 (SigLIP). arXiv:2303.15343
         """
-        bias = getattr(self._model_of_both(), "logit_bias", None)
-        return None if bias is None else float(bias.detach().float())
+        return self._read_logits()[1]
 
-    def _model_of_both(self) -> Any:
-        """Return a model that keeps what belongs to neither tower."""
-        loaded = [tower for tower in self._towers.values() if hasattr(tower, "logit_scale")]
-        if loaded:
-            return loaded[0]
-        if self.text_checkpoint is None:
-            return self._tower("text")
-        import torch
-
-        return load_tower(self.checkpoint, "text", torch.float32)
+    def _read_logits(self) -> tuple[float, float | None]:
+        # From the file: bfloat16 would make 98.9 of a scale of 100.
+        with self._lock:
+            if self._logits is None:
+                self._logits = read_logits(self.checkpoint)
+            return self._logits
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int) -> Rows:
         """Embed texts, one row each, in the order given.
@@ -287,15 +295,17 @@ class Encoder:
         """
         check_texts([text])
         # Not functools.lru_cache, which would keep this object, and its weights, in a cycle.
-        with self._lock:
-            row = self._queries.pop(text, None)
-            if row is None:
-                row = self.encode_texts([text], batch_size=1)[0]
-                row.flags.writeable = False
+        with self._queries_lock:
+            row = self._queries.get(text)
+        if row is None:
+            row = self.encode_texts([text], batch_size=1)[0]
+            row.flags.writeable = False
+        with self._queries_lock:
             self._queries[text] = row
+            self._queries.move_to_end(text)
             if len(self._queries) > _KEPT_QUERIES:
                 self._queries.popitem(last=False)
-            return row
+        return row
 
     def encode_images(self, images: Iterable[Image], *, batch_size: int) -> Rows:
         """Embed images, one row each, in the order given.
@@ -313,7 +323,8 @@ class Encoder:
             ModelLoadError: If the checkpoint cannot be loaded.
         """
         batches = [np.empty((0, self.checkpoint.dim), dtype=np.float32)]
-        prepared = prefetch(self.decoders, self.prepare, images, ahead=usable_cores())
+        drawn: Iterator[Any] = map(held, images)
+        prepared = prefetch(self.decoders, self.prepare, drawn, ahead=self.n_decoders)
         for batch in batched(prepared, batch_size):
             batches.append(self.encode_prepared(batch))
         return np.concatenate(batches)
@@ -322,7 +333,9 @@ class Encoder:
         """Turn an RGB picture into what is kept of it until it is encoded. Safe in any thread."""
         self._load_preprocessing()
         if self.preprocess == "fast" and self._preprocessing:
-            return {_PIXELS: self._preprocessing.pixels(image.convert("RGB"))}
+            # Converting copies, even where there is nothing to convert.
+            image = image if image.mode == "RGB" else image.convert("RGB")
+            return {_PIXELS: self._preprocessing.pixels(image)}
         if getattr(self._image_processor, "do_center_crop", False):
             image = crop_to_aspect_ratio(image)
         # The channels are named, because they cannot be guessed from a picture 1 or 3 high.
@@ -348,15 +361,23 @@ class Encoder:
         contents = [one[_JPEG] for one in batch if _JPEG in one]
         if preprocessing is None or not contents:
             return list(batch)
-        decoded: Iterator[ImageInputs | ImageLoadError]
+        decoded: list[ImageInputs | ImageLoadError]
         try:
             pixels = nvjpeg.decode(contents, preprocessing, resolve_device(self.device))
-            decoded = iter([{_PIXELS: one} for one in pixels])
-        except RuntimeError as err:
+            decoded = [{_PIXELS: one} for one in pixels]
+        except (RuntimeError, ImportError, TypeError) as err:
             # It does not say which one: Pillow finds out.
-            logger.info("nvJPEG failed on one of %d pictures: %s", len(contents), err)
-            decoded = map(self._decode_here, contents)
-        return [next(decoded) if _JPEG in one else one for one in batch]
+            decoded = list(self.decoders.map(self._decode_here, contents))
+            if not any(isinstance(one, ImageLoadError) for one in decoded):
+                self._has_bad_nvjpeg = True
+                logger.warning(
+                    "nvJPEG failed on pictures that Pillow decodes (%s: %s); from now on Pillow "
+                    "decodes them all",
+                    type(err).__name__,
+                    err,
+                )
+        waiting = iter(decoded)
+        return [next(waiting) if _JPEG in one else one for one in batch]
 
     def _decode_here(self, content: bytes) -> ImageInputs | ImageLoadError:
         try:
@@ -474,7 +495,7 @@ class Encoder:
                     f"memory runs out with one {tower} on device {self.device!r} ({reason}); use a "
                     "smaller model, or device='cpu'"
                 )
-            self._fitting[tower] = size // 2
+            self._fitting[tower] = min(size // 2, self._fitting.get(tower, size))
             _free_cached_memory()
             logger.warning(
                 "memory ran out with %d %ss at once, going on with %d; embed_batch_size=%d saves "

@@ -22,8 +22,9 @@ OnError: TypeAlias = Literal["raise", "skip"]
 # Where Pillow itself stops with a DecompressionBombError: 512 MiB as RGB.
 MAX_PIXELS = 178_956_970
 
-# Of larger pictures one is decoded at a time, so that memory does not grow with the threads.
-_LARGE_PIXELS = 50_000_000
+# Of larger pictures one is decoded at a time: each takes some 12 bytes a pixel meanwhile, and there
+# are as many threads as cores. Most JPEGs are decoded to far less.
+_LARGE_PIXELS = 16_000_000
 _LARGE_LOCK = threading.Lock()
 
 

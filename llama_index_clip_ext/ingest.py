@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -88,7 +89,7 @@ def ingest_images(
         batch_size: Images that are looked up, and stored, together. What is embedded together is
             the model's ``embed_batch_size``.
         on_error: Report an image that cannot be used and go on, or raise.
-        captions: As in `load_image_nodes`.
+        captions: As in `load_image_nodes`; a callable runs in a thread of its own, once at a time.
         recursive: Whether to look into the folder's folders.
         show_progress: Show a progress bar.
 
@@ -182,14 +183,16 @@ class _Drawn:
         index: Its position among the items.
         node: The node, later with its embedding.
         row_hash: What the store will know it by.
-        is_new: Whether the store has no row of its id.
+        has_row: Whether the store has a row of its id, now or once it has arrived.
+        before: Another of its id, which was on its way when it was drawn.
         repeats: Items that came again while it was on its way; they share its fate.
     """
 
     index: int
     node: BaseNode
     row_hash: str
-    is_new: bool
+    has_row: bool
+    before: _Drawn | None
     repeats: list[tuple[int, BaseNode]] = field(default_factory=list)
 
 
@@ -217,17 +220,17 @@ class _Ingest:
         self.on_progress = on_progress
         self.report = IngestReport()
         self.started = time.perf_counter()
-        # Of an item or the store, after which no more are drawn; and of whoever makes the items.
         self.error: Exception | None = None
-        self.stream_error: Exception | None = None
         # Drawn and not embedded, in order; embedded and not stored; what is being stored.
         self.drawn: deque[_Drawn] = deque()
         self.n_taken = 0
         self.embedded: list[_Drawn] = []
         self.writing: tuple[list[_Drawn], Future[list[str]]] | None = None
-        # By id: what is on its way; and what became of it since the store was last asked.
+        # What was drawn last of an id, and is on its way; since the store was last asked, what is
+        # stored by an id, and why what failed did.
         self.on_its_way: dict[str, _Drawn] = {}
-        self.fates: dict[str, tuple[str, str]] = {}
+        self.stored: dict[str, str] = {}
+        self.reasons: dict[tuple[str, str], str] = {}
 
     def run(self, items: Iterable[ImageItem]) -> IngestReport:
         """Do it all; an error is raised once everything that came before it is stored."""
@@ -235,8 +238,11 @@ class _Ingest:
             ThreadPoolExecutor(READERS, "clip-reader") as readers,
             ThreadPoolExecutor(1, "clip-writer") as writer,
         ):
-            nodes = (drawn.node for drawn in self._changed(items, readers))
-            with closing(self.embed_model.stream_images(nodes, on_error=self.on_error)) as stream:
+            changed = self._changed(items, readers)
+            nodes = (drawn.node for drawn in changed)
+            stream = self.embed_model.stream_images(nodes, on_error=self.on_error)
+            # Closed in any case, so that what was read ahead is dropped, not waited for.
+            with closing(changed), closing(nodes), closing(stream):
                 try:
                     for batch in stream:
                         self._take(batch, writer)
@@ -248,34 +254,30 @@ class _Ingest:
             self._finish_writing()
         self.report.failed.sort(key=lambda failure: failure.index)
         self._tell()
-        if error := self.error or self.stream_error:
-            raise error
+        if self.error:
+            raise self.error
         return self.report
 
-    def _changed(self, items: Iterable[ImageItem], readers: Executor) -> Iterator[_Drawn]:
+    def _changed(
+        self, items: Iterable[ImageItem], readers: Executor
+    ) -> Generator[_Drawn, None, None]:
         """Yield what the store lacks or has otherwise; what goes wrong ends it."""
+        read = prefetch(readers, self._read, enumerate(items), ahead=self.batch_size)
         try:
-            numbered = enumerate(self._until_error(items))
-            read = prefetch(readers, self._read, numbered, ahead=self.batch_size)
-            for batch in batched(read, self.batch_size):
-                nodes = list(self._readable(batch))
-                self.fates.clear()
-                stored = self.vector_store.get_hashes([node.node_id for _, node in nodes])
-                for index, node in nodes:
-                    if drawn := self._draw(index, node, stored):
-                        yield drawn
-                self._tell()
-                if self.error:
-                    return
+            with closing(read):
+                for batch in batched(read, self.batch_size):
+                    nodes = list(self._readable(batch))
+                    self.stored.clear()
+                    self.reasons.clear()
+                    self.stored |= self.vector_store.get_hashes([one.node_id for _, one in nodes])
+                    for index, node in nodes:
+                        if drawn := self._draw(index, node):
+                            yield drawn
+                    self._tell()
+                    if self.error:
+                        return
         except Exception as err:
             self.error = err
-
-    def _until_error(self, items: Iterable[ImageItem]) -> Iterator[ImageItem]:
-        """Yield items; an error of whoever makes them waits until those before it are stored."""
-        try:
-            yield from items
-        except Exception as err:
-            self.stream_error = err
 
     def _read(self, numbered: tuple[int, Any]) -> tuple[int, BaseNode | Exception]:
         index, item = numbered
@@ -301,21 +303,19 @@ class _Ingest:
             else:
                 self.report.failed.append(ImageFailure(index, node.source, node.reason))
 
-    def _draw(self, index: int, node: BaseNode, stored: dict[str, str]) -> _Drawn | None:
+    def _draw(self, index: int, node: BaseNode) -> _Drawn | None:
         """Decide what is to be done with a node; return it if it is to be embedded."""
         row_hash = node_hash(node)
-        on_its_way = self.on_its_way.get(node.node_id)
-        # Since the store was asked, it may have been stored, or found to be no picture.
-        fate, reason = self.fates.get(node.node_id, (stored.get(node.node_id), ""))
-        if on_its_way and on_its_way.row_hash == row_hash:
-            on_its_way.repeats.append((index, node))
-        elif not on_its_way and fate == row_hash:
+        before = self.on_its_way.get(node.node_id)
+        reason = self.reasons.get((node.node_id, row_hash), "")
+        if before and before.row_hash == row_hash:
+            before.repeats.append((index, node))
+        elif not before and (reason or self.stored.get(node.node_id) == row_hash):
             self._repeat([(index, node)], reason)
         elif refusal := _refusal(node, self.on_error):
             self.report.failed.append(ImageFailure(index, describe_source(node), refusal))
         else:
-            is_new = not on_its_way and (fate is None or bool(reason))
-            drawn = _Drawn(index, node, row_hash, is_new)
+            drawn = _Drawn(index, node, row_hash, node.node_id in self.stored, before)
             self.on_its_way[node.node_id] = drawn
             self.drawn.append(drawn)
             return drawn
@@ -355,18 +355,23 @@ class _Ingest:
 
     def _settle(self, drawn: _Drawn, reason: str = "") -> None:
         """Count what is stored, or has failed for a reason, and what came again meanwhile."""
+        node_id = drawn.node.node_id
+        has_row = drawn.has_row or (drawn.before is not None and drawn.before.has_row)
         if reason:
             failure = ImageFailure(drawn.index, describe_source(drawn.node), reason)
             self.report.failed.append(failure)
-        elif drawn.is_new:
-            self.report.added += 1
+            self.reasons[node_id, drawn.row_hash] = reason
         else:
-            self.report.replaced += 1
+            self.report.replaced += has_row
+            self.report.added += not has_row
+            self.stored[node_id] = drawn.row_hash
+        # A failure leaves the row that there was.
+        drawn.has_row = has_row or not reason
+        drawn.before = None
         self._repeat(drawn.repeats, reason)
-        self.fates[drawn.node.node_id] = (drawn.row_hash, reason)
         # Unless another node of this id came after it.
-        if self.on_its_way.get(drawn.node.node_id) is drawn:
-            del self.on_its_way[drawn.node.node_id]
+        if self.on_its_way.get(node_id) is drawn:
+            del self.on_its_way[node_id]
 
     def _repeat(self, repeats: list[tuple[int, BaseNode]], reason: str) -> None:
         for index, node in repeats:
@@ -381,12 +386,20 @@ class _Ingest:
 
 
 def _one_at_a_time(captions: Callable[[Path], str | None]) -> Callable[[Path], str | None]:
-    """Keep a caller's function from running in several threads, for which it may not be made."""
+    """Keep a caller's function from running in several threads, for which it may not be made.
+
+    It runs in the caller's context, so that its traces are kept.
+    """
     lock = threading.Lock()
+    context = contextvars.copy_context()
 
     def caption(path: Path) -> str | None:
-        with lock:
-            return captions(path)
+        try:
+            with lock:
+                return context.run(captions, path)
+        except Exception as err:
+            reason = f"captions raised {type(err).__name__}: {err}"
+            raise ImageLoadError(reason, source=str(path)) from err
 
     return caption
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import tempfile
@@ -102,6 +103,12 @@ class Int8Tower:
 def int8_folder(checkpoint: Checkpoint) -> Path:
     """Return the folder that a checkpoint's int8 tower is kept in, there or not."""
     return checkpoint.directory / "int8"
+
+
+def int8_identity(checkpoint: Checkpoint) -> str:
+    """Return what tells one int8 tower of a checkpoint from another; empty if there is none."""
+    report = int8_folder(checkpoint) / _REPORT
+    return hashlib.sha256(report.read_bytes()).hexdigest() if report.is_file() else ""
 
 
 def check_can_make(checkpoint: Checkpoint) -> None:

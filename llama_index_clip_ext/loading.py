@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +14,15 @@ from .errors import ModelLoadError
 from .layout import weight_files
 from .tokenization import TextTokenizer
 
+logger = logging.getLogger(__name__)
+
 Tower: TypeAlias = Literal["text", "image"]
 
 # transformers' names of the two towers, in its models and in their configurations.
 _NAMES: dict[Tower, str] = {"text": "text", "image": "vision"}
+
+# transformers' bars and warnings are the process's, not a call's.
+_QUIET_LOCK = threading.Lock()
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> TextTokenizer:
@@ -92,6 +99,7 @@ def load_tower(checkpoint: Checkpoint, tower: Tower, dtype: Any) -> Any:
         checkpoint.directory,
         dtype=torch.float32 if tower == "image" else dtype,
         config=config,
+        unread=f"{_NAMES[other]}_model.",
     )
     # What is left of it, of which the embeddings of a large vocabulary are much.
     setattr(model, f"{_NAMES[other]}_model", torch.nn.Identity())
@@ -124,7 +132,13 @@ def _fuse_quick_gelu(model: Any) -> None:
 
 
 def read_model(
-    model_class: Any, name: str, directory: Path, *, dtype: Any, config: Any = None
+    model_class: Any,
+    name: str,
+    directory: Path,
+    *,
+    dtype: Any,
+    config: Any = None,
+    unread: str | None = None,
 ) -> Any:
     """Load a model of transformers from a folder, on the CPU.
 
@@ -134,35 +148,23 @@ def read_model(
         directory: The folder of its weights.
         dtype: torch's type of the weights.
         config: Its configuration; ``None`` reads the folder's.
+        unread: What the names of weights begin with that are left in the file on purpose; ``None``
+            says nothing of any that the model has no place for.
 
     Raises:
         ModelLoadError: If the weights cannot be read, or some are missing: transformers would fill
             them with random numbers.
     """
-    import transformers
-
-    # A bar over a load of a second or two would cross the caller's own.
-    shows_bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    # transformers warns of weights that the model has no place for: here, those of a tower that is
-    # not wanted.
-    verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
-    try:
-        with _explained(f"cannot load {name!r}"):
-            model, info = model_class.from_pretrained(
-                directory,
-                config=config,
-                dtype=dtype,
-                use_safetensors=weight_files(directory)[0].suffix == ".safetensors",
-                # Reported below, with a name, instead of by a table in the log.
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-    finally:
-        transformers.utils.logging.set_verbosity(verbosity)
-        if shows_bars:
-            transformers.utils.logging.enable_progress_bar()
+    with _quiet_transformers(), _explained(f"cannot load {name!r}"):
+        model, info = model_class.from_pretrained(
+            directory,
+            config=config,
+            dtype=dtype,
+            use_safetensors=weight_files(directory)[0].suffix == ".safetensors",
+            # Reported below, with a name, instead of by a table in the log.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     # Of a mismatch transformers 5 gives the key and both shapes, 4 the key.
     mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
     missing = [*info["missing_keys"], *mismatched]
@@ -171,7 +173,70 @@ def read_model(
             f"{name!r}: {len(missing)} weights are missing or of another shape in {directory}, "
             f"such as {missing[0]!r}: the answers would be random"
         )
+    known = (unread or "", "text_model.embeddings.position_ids")
+    extra = [key for key in info["unexpected_keys"] if not key.startswith(known)]
+    if extra and unread:
+        logger.warning(
+            "%r: %d weights in %s have no place in the model that its config.json describes, such "
+            "as %r: is that the right one?",
+            name,
+            len(extra),
+            directory,
+            sorted(extra)[0],
+        )
     return model.eval()
+
+
+def read_logits(checkpoint: Checkpoint) -> tuple[float, float | None]:
+    """Read logit_scale, before the exponential, and logit_bias if there is one, as they are stored.
+
+    Raises:
+        ModelLoadError: If the weights cannot be read, or have no scale.
+    """
+    found: dict[str, float] = {}
+    for file in weight_files(checkpoint.directory):
+        with _explained(f"cannot read {file}"):
+            for name, value in _scalars(file).items():
+                found[name] = float(value)
+    if "logit_scale" not in found:
+        raise ModelLoadError(f"{checkpoint.name!r}: {checkpoint.directory} has no logit_scale")
+    return found["logit_scale"], found.get("logit_bias")
+
+
+def _scalars(file: Path) -> dict[str, Any]:
+    names = ("logit_scale", "logit_bias")
+    if file.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(file, "pt") as weights:
+            kept = set(weights.keys())
+            return {name: weights.get_tensor(name) for name in names if name in kept}
+    import torch
+
+    weights = torch.load(file, map_location="cpu", weights_only=True)
+    return {name: weights[name] for name in names if name in weights}
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep transformers' progress bars and warnings from a load; one load at a time.
+
+    A bar over a second or two would cross the caller's own, and the weights of the tower that is
+    not wanted are no news.
+    """
+    import transformers
+
+    logging_of = transformers.utils.logging
+    with _QUIET_LOCK:
+        shows_bars, verbosity = logging_of.is_progress_bar_enabled(), logging_of.get_verbosity()
+        logging_of.disable_progress_bar()
+        logging_of.set_verbosity_error()
+        try:
+            yield
+        finally:
+            logging_of.set_verbosity(verbosity)
+            if shows_bars:
+                logging_of.enable_progress_bar()
 
 
 @contextmanager

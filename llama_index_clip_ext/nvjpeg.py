@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from .prefetch import batched
 from .preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import torch
 
 # Beyond this a picture is left to Pillow, which decodes it at a fraction of its size.
-_MAX_PIXELS = 50_000_000
+_MAX_PIXELS = 25_000_000
+
+# Decoded at a time, at 75 MB each at most, before they are resized.
+_CHUNK = 16
 
 _ORIENTATION = 0x0112
 _UPRIGHT = (None, 1)
@@ -72,8 +76,12 @@ def decode(
     import torch
 
     # Copied, because torch has no tensors that are not to be written to.
-    encoded = [torch.from_numpy(np.frombuffer(one, np.uint8).copy()) for one in contents]
-    return [_resize(picture, preprocessing) for picture in _decode_jpegs(encoded, device)]
+    encoded = (torch.from_numpy(np.frombuffer(one, np.uint8).copy()) for one in contents)
+    return [
+        _resize(picture, preprocessing)
+        for chunk in batched(encoded, _CHUNK)
+        for picture in _decode_jpegs(chunk, device)
+    ]
 
 
 def _decode_jpegs(encoded: list[torch.Tensor], device: str) -> list[torch.Tensor]:

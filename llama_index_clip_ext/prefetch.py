@@ -6,7 +6,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from itertools import islice
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -29,16 +28,28 @@ def prefetch(
             that is ever held of a stream of any length.
 
     Yields:
-        The results, in the order of the items. An exception is raised where its result would be.
+        The results, in the order of the items. An exception is raised where its result would be;
+        one of the items' own, after the results of those before it.
     """
     waiting: deque[Future[R]] = deque()
+    error: Exception | None = None
+    iterator = iter(items)
     try:
-        for item in items:
+        while True:
+            try:
+                item = next(iterator)
+            except StopIteration:
+                break
+            except Exception as err:
+                error = err
+                break
             waiting.append(executor.submit(function, item))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+        if error:
+            raise error
     finally:
         for future in waiting:
             future.cancel()
@@ -49,16 +60,27 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
     Raises:
         ValueError: If the size is below 1.
+        Exception: Of the items, after those before it were yielded.
     """
     if size < 1:
         raise ValueError(f"batch_size is {size}, expected at least 1")
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
+    batch: list[T] = []
+    try:
+        for item in items:
+            batch.append(item)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except Exception:
+        if batch:
+            yield batch
+        raise
+    if batch:
         yield batch
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use, which in a container may be fewer than exist."""
+    """Return how many cores this process may run on; a container's share of time is not seen."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

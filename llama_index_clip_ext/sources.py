@@ -27,8 +27,8 @@ ImageSource: TypeAlias = Union[
 ]  # fmt: skip
 
 # A PIL image decodes itself, and a stream is read from a position, in place: one that is passed
-# twice must not be worked on by two threads.
-_IN_PLACE_LOCK = threading.RLock()
+# twice must not be worked on by two threads. A lock for each object, as good as.
+_IN_PLACE_LOCKS = [threading.RLock() for _ in range(64)]
 
 _EXIF_ORIENTATION = 0x0112
 _DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w.-]+=[\w.-]+)*(?P<base64>;base64)?,", re.IGNORECASE)
@@ -74,13 +74,14 @@ def _digestible(raw: bytes | Image.Image | NDArray[Any]) -> bytes:
 
 def exclusive(source: ImageSource) -> AbstractContextManager[Any]:
     """Keep other threads from a source that is read in place, until the ``with`` block ends."""
-    works_in_place = isinstance(source, Image.Image) or hasattr(source, "read")
-    return _IN_PLACE_LOCK if works_in_place else nullcontext()
+    if isinstance(source, Image.Image) or hasattr(source, "read"):
+        return _IN_PLACE_LOCKS[hash(id(source)) % len(_IN_PLACE_LOCKS)]
+    return nullcontext()
 
 
 def error_detail(err: Exception) -> str:
     """Say what an exception says, without the path that an `OSError` adds (it may be the input)."""
-    return getattr(err, "strerror", None) or str(err)
+    return getattr(err, "strerror", None) or str(err) or type(err).__name__
 
 
 def read_source(
@@ -116,6 +117,23 @@ def reusable(source: ImageSource) -> ImageSource:
     stream: Any = source
     with suppress(Exception):  # Whoever reads it next finds out why it cannot be read.
         if hasattr(stream, "read") and not stream.seekable():
+            return _read_stream(stream)
+    return source
+
+
+def held(source: ImageSource) -> ImageSource:
+    """Return a source that stays what it is when whoever yielded it goes on.
+
+    A generator may close a file, or draw the next picture into the same array, once it is asked
+    for the next one.
+    """
+    stream: Any = source
+    with suppress(Exception):  # Whoever reads it next finds out why it cannot be read.
+        if isinstance(source, Image.Image):
+            source.load()
+        elif isinstance(source, np.ndarray):
+            return source.copy()
+        elif hasattr(stream, "read"):
             return _read_stream(stream)
     return source
 

@@ -7,7 +7,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -85,12 +85,13 @@ def measure_throughput(
     paths = [Path(path) for path in islice(list_images(source), n_images)]
     if not paths:
         raise FileNotFoundError(f"no images in {source!r}")
+    read = _time_read(paths)  # First, while the files may still be on their disk alone.
     # Loads the model, chooses the batch size, and leaves out what is no picture.
     warm = embed_model.embed_images(paths, on_error="skip")
     if not warm.kept:
         raise ImageLoadError(warm.failures[0].reason, source=warm.failures[0].source)
     paths = [paths[index] for index in warm.kept]
-    seconds = _time_model(paths, embed_model)
+    seconds = {"read": read, **_time_model(paths, embed_model)}
     with tempfile.TemporaryDirectory() as scratch:
         name = f"clip_ext_bench_{uuid.uuid4().hex}"
         address = Path(scratch) / "bench.db" if uri is None else uri
@@ -105,11 +106,20 @@ def measure_throughput(
     return _report(embed_model, seconds, len(paths), report.images_per_second)
 
 
+def _time_read(paths: Sequence[Path]) -> float:
+    started = time.perf_counter()
+    for path in paths:
+        # What cannot be read is left out, and said, by who decodes it.
+        with suppress(OSError):
+            path.read_bytes()
+    return (time.perf_counter() - started) / len(paths)
+
+
 def _time_model(paths: Sequence[Path], embed_model: DualEncoderEmbedding) -> dict[str, float]:
     """Time the steps from a file to its embedding, one after the other, each by one thread."""
     encoder = embed_model.encoder
     least_side = encoder.least_side
-    seconds = dict.fromkeys(("read", "decode", "transfer", "forward"), 0.0)
+    seconds = dict.fromkeys(("decode", "transfer", "forward"), 0.0)
 
     @contextmanager
     def timed(step: str) -> Iterator[None]:
@@ -118,8 +128,7 @@ def _time_model(paths: Sequence[Path], embed_model: DualEncoderEmbedding) -> dic
         seconds[step] += (time.perf_counter() - started) / len(paths)
 
     for batch in batched(paths, embed_model.embed_batch_size):
-        with timed("read"):
-            contents = [path.read_bytes() for path in batch]
+        contents = [path.read_bytes() for path in batch]
         with timed("decode"):
             pictures = (
                 load_image(one, background=embed_model.background, least_side=least_side)

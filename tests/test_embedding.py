@@ -531,3 +531,51 @@ def test_token_counting_takes_images(clip_dir, red):
     embed_model.get_image_embedding(red)
     embed_model([ImageNode(image_path=str(red))])
     assert counter.total_embedding_token_count == 2
+
+
+def test_a_stream_is_embedded_batch_by_batch_as_it_is_drawn(clip_dir, red):
+    embed_model = CLIPEmbedding(clip_dir, embed_batch_size=2)
+    frame = np.zeros((20, 20, 3), dtype=np.uint8)
+
+    def frames():
+        for level in range(0, 250, 50):
+            frame[:] = level  # The same array, as a video reader fills it.
+            yield frame
+        yield "gone.png"
+
+    batches = list(embed_model.stream_images(frames(), on_error="skip"))
+    assert [batch.kept for batch in batches] == [[0, 1], [2, 3], [4]]
+    assert [failure.index for failure in batches[-1].failures] == [5]
+    whole = [np.full((20, 20, 3), level, dtype=np.uint8) for level in (0, 150)]
+    expected = embed_model.get_image_embedding_batch(whole)
+    rows = np.concatenate([batch.embeddings for batch in batches])
+    np.testing.assert_allclose(rows[[0, 3]], expected, atol=1e-5)
+    stream = embed_model.stream_images(frames())
+    assert [len(next(stream).kept) for _ in range(3)] == [2, 2, 1]
+    with pytest.raises(ImageNotFoundError) as caught:
+        next(stream)
+    assert caught.value.index == 5
+    with pytest.raises(ValueError, match="on_error is 'ignore'"):
+        next(embed_model.stream_images([red], on_error="ignore"))
+    with pytest.raises(TypeError, match="sources is one str"):
+        next(embed_model.stream_images(str(red)))
+
+
+def test_texts_of_any_lengths_come_back_in_order(clip_dir):
+    embed_model = CLIPEmbedding(clip_dir, embed_batch_size=3)
+    texts = ["a " * (number * 7 % 11) + str(number) for number in range(20)]
+    expected = [embed_model.get_text_embedding(text) for text in texts]
+    np.testing.assert_allclose(embed_model.get_text_embedding_batch(texts), expected, atol=1e-5)
+    rows = asyncio.run(embed_model.aget_text_embedding_batch(texts))
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+
+
+def test_the_batch_size_suits_the_device_unless_it_is_given(clip_dir, red, monkeypatch):
+    monkeypatch.setattr("llama_index_clip_ext.encoder.Encoder.batch_size", 7)
+    for options, expected in (({}, 7), ({"embed_batch_size": 5}, 5)):
+        embed_model = CLIPEmbedding(clip_dir, **options)
+        assert embed_model.embed_batch_size == options.get("embed_batch_size", 32)
+        embed_model.get_text_embedding_batch(["a"])
+        assert embed_model.embed_batch_size == expected
+    with pytest.raises(ValueError, match="embed_batch_size"):
+        CLIPEmbedding(clip_dir, embed_batch_size=0)

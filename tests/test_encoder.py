@@ -374,6 +374,8 @@ def test_the_batch_on_cuda_takes_a_quarter_of_the_free_memory(monkeypatch, free,
     tower = SimpleNamespace(image_size=224, patch_size=32, intermediate_size=3072)
     assert devices.default_batch_size("cuda", tower, itemsize=2) == expected
     assert devices.default_batch_size("cpu", tower, itemsize=2) == 32
+    naflex = SimpleNamespace(num_patches=49, patch_size=16, intermediate_size=3072)
+    assert devices.default_batch_size("cuda", naflex, itemsize=2) == expected
 
 
 @pytest.mark.gpu
@@ -444,11 +446,58 @@ def test_the_logit_scale_is_after_the_exponential(clip_dir, encoder):
     assert encoder.logit_scale == pytest.approx(1 / 0.07, rel=1e-3)
     assert encoder.logit_bias is None
     half = Encoder(find_checkpoint(clip_dir), dtype="float16")
-    assert half.logit_scale == pytest.approx(encoder.logit_scale, rel=1e-2)
+    assert half.logit_scale == pytest.approx(encoder.logit_scale, rel=1e-6)
 
 
-def test_a_logit_bias_is_read_where_there_is_one(clip_dir):
-    encoder = Encoder(find_checkpoint(clip_dir))
-    assert encoder.logit_scale > 1  # Loads the model.
-    encoder._towers["text"].logit_bias = torch.nn.Parameter(torch.tensor([-16.5]))
-    assert encoder.logit_bias == -16.5
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_scale_and_bias_are_read_as_they_are_stored(clip_dir, tmp_path, suffix):
+    """In bfloat16, a scale of 100 would be 98.9."""
+    from safetensors.torch import load_file, save_file
+
+    copy = shutil.copytree(clip_dir, tmp_path / "copy")
+    weights = load_file(copy / "model.safetensors")
+    weights["logit_scale"] = torch.tensor(4.6052)
+    weights["logit_bias"] = torch.tensor([-16.7717])
+    (copy / "model.safetensors").unlink()
+    if suffix == "bin":
+        torch.save(weights, copy / "pytorch_model.bin")
+    else:
+        save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    encoder = Encoder(find_checkpoint(copy), dtype="bfloat16")
+    assert encoder.logit_scale == pytest.approx(100.0, rel=1e-4)
+    assert encoder.logit_bias == pytest.approx(-16.7717)
+    assert encoder._towers == {}
+
+
+def test_weights_that_the_configuration_has_no_place_for_are_said(clip_dir, tmp_path, caplog):
+    copy = shutil.copytree(clip_dir, tmp_path / "copy")
+    settings = json.loads((copy / "config.json").read_text())
+    layers = settings["vision_config"]["num_hidden_layers"]
+    settings["vision_config"]["num_hidden_layers"] = layers - 1
+    (copy / "config.json").write_text(json.dumps(settings))
+    encoder = Encoder(find_checkpoint(copy))
+    with caplog.at_level(logging.WARNING, "llama_index_clip_ext"):
+        encoder.encode_texts(["a"], batch_size=1)
+        assert not caplog.messages  # Those of the other tower are left on purpose.
+        encoder.encode_images([Image.new("RGB", (9, 9))], batch_size=1)
+    (message,) = caplog.messages
+    assert f"vision_model.encoder.layers.{layers - 1}." in message
+    assert "config.json" in message
+
+
+def test_a_generator_may_go_on_with_what_it_yielded(encoder, tmp_path):
+    """Close a file once the next is asked for, as a with statement does."""
+    for number in range(20):
+        Image.new("RGB", (30, 20), (12 * number, 0, 255 - 12 * number)).save(
+            tmp_path / f"{number:02}.png"
+        )
+
+    def opened():
+        for path in sorted(tmp_path.glob("*.png")):
+            with Image.open(path) as image:
+                yield image
+
+    expected = encoder.encode_images(
+        [Image.open(path) for path in sorted(tmp_path.glob("*.png"))], batch_size=4
+    )
+    np.testing.assert_allclose(encoder.encode_images(opened(), batch_size=4), expected, atol=1e-5)

@@ -1,4 +1,5 @@
 import asyncio
+import contextvars
 import shutil
 import threading
 import time
@@ -18,6 +19,7 @@ from llama_index_clip_ext import (
     ingest_images,
     load_image_nodes,
 )
+from llama_index_clip_ext.ingest import ingest_items
 
 
 def counts(report):
@@ -156,6 +158,29 @@ def test_what_comes_again_shares_the_fate_of_its_first(ingest, store, pictures):
         assert report.total == apart + 4
 
 
+@pytest.mark.parametrize("apart", [0, 100], ids=["on its way", "arrived"])
+def test_a_failure_leaves_the_row_that_there_was(ingest, store, pictures, apart):
+    """Of nodes with one id, where the first is no picture."""
+    bad = pictures / "bad.png"
+    bad.write_bytes(b"no picture")
+
+    def of(name):
+        return ImageNode(id_="one", image_path=str(pictures / name))
+
+    others = [
+        ImageNode(id_=f"other {number}", image_path=str(pictures / "blue.png"))
+        for number in range(apart)
+    ]
+    report = ingest([of("bad.png"), *others, of("red.png")], batch_size=1000)
+    assert counts(report) == (apart + 1, 0, 0, 1)
+    report = ingest([of("bad.png"), *others, of("green.png")], batch_size=1000)
+    assert counts(report) == (0, apart, 1, 1)
+    report = ingest([of("bad.png"), *others, of("green.png")], batch_size=1000)
+    # Embedded again, because the other one is still on its way.
+    assert counts(report) == (0, apart, 1, 1)
+    assert store.count() == apart + 1
+
+
 def test_the_last_of_nodes_with_one_id_counts(ingest, store, pictures):
     nodes = [
         ImageNode(id_="one", image_path=str(pictures / "red.png"), metadata={"number": number})
@@ -166,16 +191,51 @@ def test_the_last_of_nodes_with_one_id_counts(ingest, store, pictures):
     assert store.get_nodes(["one"])[0].metadata["number"] == 99
 
 
-def test_a_caption_function_runs_once_at_a_time(ingest, pictures):
+def test_a_caption_function_runs_once_at_a_time_in_the_callers_context(ingest, pictures):
     running = threading.Lock()
+    trace = contextvars.ContextVar("trace", default=None)
+    trace.set("mine")
 
     def caption(path):
+        assert trace.get() == "mine"
         assert running.acquire(blocking=False)
         time.sleep(0.01)
         running.release()
         return path.stem
 
     assert ingest(pictures, captions=caption).added == 5
+
+
+def test_a_caption_function_that_raises_costs_a_line(ingest, pictures):
+    def caption(path):
+        if path.stem == "red":
+            raise RuntimeError("rate limited")
+        return path.stem
+
+    report = ingest(pictures, captions=caption)
+    assert counts(report) == (4, 0, 0, 1)
+    assert report.failed[0].source.endswith("red.png")
+    assert report.failed[0].reason == "captions raised RuntimeError: rate limited"
+
+
+def test_an_interruption_drops_what_was_read_ahead(clip, store, pictures):
+    """Here between two batches, where it comes from the one who shows progress."""
+    captioned = []
+
+    def interrupt(report):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ingest_items(
+            [pictures / "red.png"] * 1000,
+            embed_model=clip,
+            vector_store=store,
+            batch_size=100,
+            on_error="skip",
+            captions=lambda path: captioned.append(path) or time.sleep(0.01),
+            on_progress=interrupt,
+        )
+    assert len(captioned) < 250
 
 
 def test_nodes_of_ones_own(ingest, store, pictures, clip):

@@ -122,6 +122,24 @@ def test_where_nvjpeg_fails_pillow_says_which_one(photo, clip_dir, pillow_as_nvj
     assert caught.value.index == 1
 
 
+def test_an_nvjpeg_that_never_works_is_asked_once(
+    photo, clip_dir, pillow_as_nvjpeg, monkeypatch, caplog
+):
+    calls = []
+
+    def fail(tensors, device):
+        calls.append(len(tensors))
+        raise RuntimeError("not compiled with nvJPEG support")
+
+    monkeypatch.setattr(nvjpeg, "_decode_jpegs", fail)
+    embed_model = CLIPEmbedding(clip_dir, embed_batch_size=2)
+    rows = embed_model.get_image_embedding_batch([encoded(photo)] * 2)
+    embed_model.get_image_embedding_batch([encoded(photo)] * 20)
+    assert calls == [2]
+    assert "from now on Pillow decodes them all" in caplog.text
+    np.testing.assert_allclose(rows[0], embed_model.get_image_embedding(encoded(photo)), atol=1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_nvjpeg_itself_stays_within_the_bound(clip_dir, photo):

@@ -57,6 +57,17 @@ def test_an_exception_is_raised_in_its_place(executor):
         next(results)
 
 
+def test_an_exception_of_the_items_waits_for_those_before_it(executor):
+    def items():
+        yield from range(7)
+        raise OSError("gone")
+
+    batches = batched(prefetch(executor, lambda n: n * 10, items(), ahead=5), 3)
+    assert [next(batches) for _ in range(3)] == [[0, 10, 20], [30, 40, 50], [60]]
+    with pytest.raises(OSError, match="gone"):
+        next(batches)
+
+
 def test_what_was_not_begun_is_dropped_when_nobody_wants_it(executor):
     begun = []
     go_on = threading.Event()

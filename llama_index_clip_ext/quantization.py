@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from .checkpoint import Checkpoint
 from .dual_encoder import DualEncoderEmbedding
+from .encoder import Encoder
 from .errors import ImageLoadError, ModelLoadError, QuantizationError
 from .images import load_image
 from .int8 import (
@@ -27,10 +28,10 @@ from .int8 import (
     make_int8,
     save_int8,
 )
-from .loading import load_image_processor, load_tower
+from .loading import load_tower
 from .metrics import neighbour_overlap
 from .nodes import list_images
-from .preprocessing import Preprocessing, crop_to_aspect_ratio
+from .preprocessing import Preprocessing
 from .sources import ImageSource, reusable
 from .vectors import Rows, l2_normalize
 
@@ -178,7 +179,7 @@ def _read(
     Raises:
         ValueError: If there are too few.
     """
-    processor = load_image_processor(embed_model.encoder.checkpoint)
+    reference = Encoder(embed_model.encoder.checkpoint, preprocess="reference")
     pictures = _Pictures()
     seen: set[bytes] = set()
     for source in sources:
@@ -191,7 +192,8 @@ def _read(
             if len(pictures.calibration) == len(pictures.checked):
                 pictures.calibration.append(pixels)
             else:
-                pictures.values.append(_values(processor, _load(embed_model, source, None)))
+                whole = reference.prepare(_load(embed_model, source, None))
+                pictures.values.append(whole["pixel_values"])
                 pictures.checked.append(pixels)
         except ImageLoadError as err:
             logger.warning("left out %s", err)
@@ -216,16 +218,6 @@ def _load(embed_model: DualEncoderEmbedding, source: ImageSource, least_side: in
         allow_urls=embed_model.allow_urls,
         least_side=least_side,
     )
-
-
-def _values(processor: Any, image: Any) -> NDArray[np.float32]:
-    """Run the checkpoint's own image processor. Shape ``(3, height, width)``."""
-    if getattr(processor, "do_center_crop", False):
-        image = crop_to_aspect_ratio(image)
-    # The channels are named, because they cannot be guessed from a picture 1 or 3 high.
-    outputs = processor(image, return_tensors="np", input_data_format="channels_last")
-    values: NDArray[np.float32] = outputs["pixel_values"][0]
-    return values
 
 
 def _compare(

@@ -12,7 +12,7 @@ Dtype: TypeAlias = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 # Below this a model is so small that lower precision saves nothing: the demo's have 3 MB.
 _SMALL_BYTES = 64 * 2**20
 
-# By benchmarks/forward.py, more than this per forward pass gains nothing on a CPU.
+# By benchmarks/RESULTS.md, more than this per forward pass gains nothing on a CPU.
 _CPU_BATCH = 32
 _MOST_CUDA_BATCH = 256
 # Share of the free memory that a batch may take, and how many buffers as large as the widest

@@ -112,8 +112,8 @@ def _fuse_quick_gelu(model: Any) -> None:
     """Compute CLIP's activation in one pass over memory, where transformers takes three.
 
     ``x * sigmoid(a * x)`` is ``silu(a * x) / a``: the layers before and after it are scaled by a
-    and 1 / a, and torch's own SiLU is left between them. By benchmarks/forward.py an eighth faster
-    in bfloat16.
+    and 1 / a, and torch's own SiLU is left between them. An eighth faster in bfloat16, by
+    benchmarks/RESULTS.md.
 
     Source:
         Hendrycks and Gimpel 2016, section 2 (the sigmoid approximation). arXiv:1606.08415

@@ -177,7 +177,7 @@ _ADVICE = {
     "read": "copy the pictures to a faster disk",
     "decode": "more cores, or pictures that are stored no larger than they are needed",
     "transfer": "a GPU with a faster bus, or more images per forward pass (embed_batch_size)",
-    "forward": ("a GPU, a smaller model, or int8: clip-ext quantize FOLDER, then dtype='int8'"),
+    "forward": "a GPU, a smaller model, or int8: clip-ext quantize FOLDER, then dtype='int8'",
     "forward on cuda": "a smaller model, a faster GPU, or another one beside it",
     "insert": "a Milvus server takes rows faster than an embedded file",
 }

@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test roads check fix bench notebooks install clean
+.PHONY: demo test faults roads check fix bench notebooks install clean
 
 demo: $(VENV)/package  ## Install and run the main job: draw, index, search, show.
 	$(BIN)/clip-ext demo --output demo-output
 
 test: $(VENV)/dev  ## Install what the tests need and run them.
 	$(BIN)/python -m pytest
+
+faults: $(VENV)/dev  ## Kill, starve, flood and deceive it; print what was tried, lost and let in.
+	CLIP_EXT_FAULTS=full $(BIN)/python -m pytest -q tests/faults
 
 roads: $(VENV)/dev  ## Print which roads through LlamaIndex are open to which kinds of nodes.
 	$(BIN)/python -m pytest -q tests/roads

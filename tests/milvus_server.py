@@ -1,6 +1,6 @@
 """A Milvus server of the tests' own, in a network namespace that nobody else reaches.
 
-`test_server.py` runs this as ``unshare ... python milvus_server.py FD FOLDER``, with the PyPI
+`server_process.py` runs this as ``unshare ... python milvus_server.py FD FOLDER``, with the PyPI
 package `milvus` on the path. That server listens on every interface, on fixed ports, without a
 password; in here there is only a loopback. The one way in is FD: a socket, inherited from the
 tests, that listens on their loopback.

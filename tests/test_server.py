@@ -1,18 +1,4 @@
-"""The store on a real Milvus server: where its rules are stricter than those of Milvus Lite.
-
-Needs the PyPI package `milvus` 2.3.5 (Linux, x86-64), installed, or unpacked into the folder that
-the environment variable CLIP_EXT_MILVUS_SERVER names; and `unshare`, to run it where nobody else
-reaches it.
-"""
-
-import importlib.util
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
+"""The store on a real Milvus server: where its rules are stricter than those of Milvus Lite."""
 
 import filter_oracle
 import numpy as np
@@ -26,6 +12,7 @@ from llama_index.core.vector_stores.types import (
     MetadataFilters,
     VectorStoreQueryMode,
 )
+from server_process import ServerProcess
 
 from llama_index_clip_ext import (
     DimensionMismatchError,
@@ -39,68 +26,15 @@ from llama_index_clip_ext.collection import read_passport
 from llama_index_clip_ext.vectors import l2_normalize
 
 NODES = filter_oracle.corpus()
-STARTS_WITHIN = 60
-NAMESPACE = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid"]
-
-
-def server_package():
-    """Return the folder to import the server from, or skip."""
-    folder = os.environ.get("CLIP_EXT_MILVUS_SERVER", "")
-    if folder:
-        if not Path(folder, "milvus", "data").is_dir():
-            pytest.skip(f"CLIP_EXT_MILVUS_SERVER is {folder}, where no package milvus is unpacked")
-        return folder
-    spec = importlib.util.find_spec("milvus")
-    if spec is None or spec.origin is None:
-        pytest.skip("no Milvus server: `pip install milvus==2.3.5`, or set CLIP_EXT_MILVUS_SERVER")
-    return str(Path(spec.origin).parents[1])
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """The address of a server that runs in a folder and a network of its own."""
-    package = server_package()
-    try:
-        subprocess.run([*NAMESPACE, "--fork", "true"], check=True, capture_output=True, timeout=10)
-    except (OSError, subprocess.SubprocessError) as err:
-        pytest.skip(f"no namespace for a Milvus server: {err}")
-    folder = tmp_path_factory.mktemp("milvus")
-    listener = socket.create_server(("127.0.0.1", 0))
-    script = Path(__file__).with_name("milvus_server.py")
-    command = [sys.executable, script, str(listener.fileno()), folder]
-    with (folder / "log.txt").open("wb") as log:
-        process = subprocess.Popen(
-            [*NAMESPACE, "--fork", "--kill-child", *command],
-            env={**os.environ, "PYTHONPATH": package},
-            pass_fds=[listener.fileno()],
-            stdout=log,
-            stderr=log,
-        )
-    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    listener.close()
-    try:
-        wait_until_usable(address, process, folder / "log.txt")
-        yield address
-    finally:
-        process.send_signal(signal.SIGKILL)  # The namespace ends with it, and all in it.
-        process.wait()
-
-
-def wait_until_usable(address, process, log):
-    from pymilvus import MilvusClient
-    from pymilvus.exceptions import MilvusException
-
-    deadline = time.monotonic() + STARTS_WITHIN
-    while True:
-        try:
-            client = MilvusClient(address, timeout=2)
-            client.list_collections()
-            client.close()
-            return
-        except MilvusException as err:
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.skip(f"the Milvus server did not start ({err}): {log.read_text()[-500:]}")
-            time.sleep(0.2)
+    process = ServerProcess(tmp_path_factory.mktemp("milvus"))
+    process.start()
+    yield process.address
+    process.kill()
 
 
 @pytest.fixture(scope="module")

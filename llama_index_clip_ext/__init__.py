@@ -22,11 +22,14 @@ if TYPE_CHECKING:
         FilterError,
         ImageLoadError,
         ImageNotFoundError,
+        IngestInterrupted,
         ModelLoadError,
         QuantizationError,
         RowTooLargeError,
         StoreError,
         StoreLockedError,
+        SyncError,
+        SyncRunningError,
         TextTooLongError,
         UnknownModelError,
     )
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from .retriever import CLIPRetriever, create_retriever
     from .sheet import show_results
     from .store import CLIPMilvusVectorStore, create_vector_store
+    from .sync import SyncReport, async_images, sync_images
     from .tags import ZeroShotTagger
     from .throughput import ThroughputReport, measure_throughput
     from .transforms import TextsOnly
@@ -71,6 +75,7 @@ __all__ = [
     "ImageLoadError",
     "ImageNotFoundError",
     "IndexRecall",
+    "IngestInterrupted",
     "IngestReport",
     "Int8Report",
     "ModelLoadError",
@@ -82,6 +87,9 @@ __all__ = [
     "ScoreStatistics",
     "StoreError",
     "StoreLockedError",
+    "SyncError",
+    "SyncReport",
+    "SyncRunningError",
     "TextTooLongError",
     "TextsOnly",
     "ThroughputReport",
@@ -91,6 +99,7 @@ __all__ = [
     "aevaluate_retrieval",
     "aingest_images",
     "aquantize_images",
+    "async_images",
     "calibrate_scores",
     "create_bilingual_retriever",
     "create_retriever",
@@ -107,6 +116,7 @@ __all__ = [
     "quantize_images",
     "resolve_model",
     "show_results",
+    "sync_images",
 ]
 
 # Each room's public names; those of `errors` are all the others.
@@ -130,6 +140,7 @@ _NAMES_OF = {
     "retriever": ("CLIPRetriever", "create_retriever"),
     "sheet": ("show_results",),
     "store": ("CLIPMilvusVectorStore", "create_vector_store"),
+    "sync": ("SyncReport", "async_images", "sync_images"),
     "tags": ("ZeroShotTagger",),
     "throughput": ("ThroughputReport", "measure_throughput"),
     "transforms": ("TextsOnly",),

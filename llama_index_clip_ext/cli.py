@@ -114,6 +114,7 @@ def index(
     Example: clip-ext index ./photos --model clip-ViT-B-32 --uri ./photos.db
     """
     from .ingest import ingest_items
+    from .interruption import stop_on_interrupt
     from .nodes import IMAGE_SUFFIXES, list_images
     from .store import create_vector_store
 
@@ -134,19 +135,86 @@ def index(
             full_text=full_text,
         ) as vector_store,
         _progress() as progress,
+        stop_on_interrupt() as stop,
     ):
         task = progress.add_task("Indexing", total=len(paths))
-        report = ingest_items(
-            paths,
-            embed_model=embed_model,
-            vector_store=vector_store,
-            batch_size=batch_size,
-            on_error="skip",
-            captions="sidecar",
-            on_progress=lambda report: progress.update(task, completed=report.total),
-        )
+        with _reported(as_json):
+            report = ingest_items(
+                paths,
+                embed_model=embed_model,
+                vector_store=vector_store,
+                batch_size=batch_size,
+                on_error="skip",
+                captions="sidecar",
+                on_progress=lambda report: progress.update(task, completed=report.total),
+                stop=stop,
+            )
     _print_report(report, as_json)
     if len(report.failed) == report.total:
+        raise typer.Exit(1)
+
+
+@app.command()
+def sync(
+    folder: Annotated[str, typer.Argument(help="The folder.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Alias, hub id or directory; else the collection's own, or clip-ViT-B-32.",
+            show_default=False,
+        ),
+    ] = None,
+    uri: Uri = "./clip_ext.db",
+    token: Token = "",
+    collection: Collection = "clip_ext",
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove the rows of files that are gone.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
+    checksum: Annotated[
+        bool,
+        typer.Option("--checksum", help="Read every file; else size and time of change count."),
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="File for a line of JSON per image: what became of it.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
+    recursive: Annotated[bool, typer.Option(help="Look into the folder's folders.")] = True,
+    device: Device = "auto",
+    dtype: DtypeOption = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Make a collection equal to a folder: add, replace, move, and with --delete, remove.
+
+    Example: clip-ext sync ./photos --delete --uri ./photos.db
+    """
+    from .store import create_vector_store
+    from .sync import sync_images
+
+    name = model or _model_of(uri, token, collection) or "clip-ViT-B-32"
+    embed_model = _load_model(name, device, dtype)
+    with (
+        create_vector_store(
+            embed_model, uri=uri, token=token, collection_name=collection
+        ) as vector_store,
+        _reported(as_json),
+    ):
+        result = sync_images(
+            folder,
+            embed_model=embed_model,
+            vector_store=vector_store,
+            delete=delete,
+            dry_run=dry_run,
+            checksum=checksum,
+            report_path=report,
+            batch_size=batch_size,
+            recursive=recursive,
+            show_progress=True,
+        )
+    _print_report(result, as_json)
+    if result.failed and len(result.failed) == result.total:
         raise typer.Exit(1)
 
 
@@ -461,14 +529,26 @@ def _progress() -> Any:
     return Progress(*columns, console=Console(stderr=True))
 
 
+@contextmanager
+def _reported(as_json: bool) -> Iterator[None]:
+    """After Ctrl-C, print what was done until then; exit as the shell has it."""
+    from .errors import IngestInterrupted
+
+    try:
+        yield
+    except IngestInterrupted as err:
+        _print_report(err.report, as_json)
+        print(f"clip-ext: {err}", file=sys.stderr)
+        raise typer.Exit(130) from err
+
+
 def _print_report(report: IngestReport, as_json: bool) -> None:
     if not as_json:
         print(report)
         return
     for failure in report.failed:
         print(json.dumps({"status": "failed", **asdict(failure)}, ensure_ascii=False))
-    counts = {name: getattr(report, name) for name in ("added", "unchanged", "replaced")}
-    counts |= {"failed": len(report.failed), "seconds": round(report.seconds, 3)}
+    counts = {**asdict(report), "failed": len(report.failed), "seconds": round(report.seconds, 3)}
     counts["images_per_second"] = round(report.images_per_second, 2)
     print(json.dumps({"status": "done", **counts}))
 

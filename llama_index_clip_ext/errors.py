@@ -13,10 +13,13 @@ ClipExtError(Exception)                      catch this to catch all of ours
 ├── EmbeddingSpaceMismatchError(ValueError)  the collection was written by another model
 ├── RowTooLargeError(ValueError)             a node that Milvus could not store
 ├── FilterError(ValueError)                  a metadata filter that Milvus could not answer
+├── SyncError(RuntimeError)                  a folder that a collection must not be made equal to
+│   └── SyncRunningError                     another sync of the collection runs; carries .pid
 └── StoreError(OSError)                      the Milvus database cannot be opened
     └── StoreLockedError                     another process holds it; carries .path and .pid
 
-Each also inherits the built-in exception that a caller would guess.
+Each also inherits the built-in exception that a caller would guess. `IngestInterrupted` is none of
+them but a ``KeyboardInterrupt``: Ctrl-C, with the report of what was done until then.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .ingest import IngestReport
     from .int8 import Int8Report
 
 
@@ -97,6 +101,34 @@ class CaptionError(ClipExtError, RuntimeError):
     def __init__(self, message: str, *, source: str = "") -> None:
         super().__init__(message)
         self.source = source
+
+
+class IngestInterrupted(KeyboardInterrupt):
+    """Images were being stored when Ctrl-C was pressed; what was embedded by then is stored.
+
+    Attributes:
+        report: What was done until then.
+    """
+
+    def __init__(self, report: IngestReport) -> None:
+        super().__init__("interrupted; the same call goes on where this one stopped")
+        self.report = report
+
+
+class SyncError(ClipExtError, RuntimeError):
+    """A collection is not made equal to a folder, because that would not be what was meant."""
+
+
+class SyncRunningError(SyncError):
+    """Another sync of the same collection is running.
+
+    Attributes:
+        pid: The process that runs it; ``None`` where the system does not tell.
+    """
+
+    def __init__(self, message: str, *, pid: int | None = None) -> None:
+        super().__init__(message)
+        self.pid = pid
 
 
 class EmbeddingError(ClipExtError, ValueError):

@@ -102,7 +102,7 @@ def _open_error(path: str) -> StoreError:
         return StoreError(f"no permission to write {path}; change its owner or choose another path")
     if not lock.exists():
         return StoreError(f"Milvus Lite cannot open {path}; its log (milvus_lite) has the cause")
-    pid = _lock_holder(lock)
+    pid = lock_holder(lock)
     holder = f"process {pid}" if pid else "another process"
     return StoreLockedError(
         f"{path} is held by {holder}: an embedded Milvus file serves one process at a time. Close "
@@ -112,7 +112,7 @@ def _open_error(path: str) -> StoreError:
     )
 
 
-def _lock_holder(lock: Path) -> int | None:
+def lock_holder(lock: Path) -> int | None:
     """Return the process that holds a lock file, where Linux tells: /proc/locks, by inode."""
     with suppress(OSError):
         inode = str(lock.stat().st_ino)

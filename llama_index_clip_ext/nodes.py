@@ -7,6 +7,8 @@ import hashlib
 import json
 import logging
 import os
+import stat
+import time
 import unicodedata
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +20,7 @@ from typing import Any, Literal, TypeAlias, Union
 from llama_index.core.schema import BaseNode, ImageNode, TextNode
 from PIL import Image
 
-from .errors import ImageLoadError
+from .errors import ImageLoadError, ImageNotFoundError
 from .images import OnError
 from .notes import exclude_from_models
 from .sources import has_image, image_digest
@@ -36,6 +38,9 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 )
 
+
+# Seconds. FAT, the coarsest of file systems, tells times two seconds apart.
+_SETTLED_AFTER = 2.0
 
 # What changes when a file is touched, though the picture does not.
 VOLATILE_METADATA = frozenset(("last_modified_date", "last_accessed_date"))
@@ -172,20 +177,21 @@ def make_image_node(
         reason = "its name is no Unicode text, as of another encoding; rename it"
         raise ImageLoadError(reason, source=given)
     try:
+        # Before the content is read: if the file changes in between, the date is too old, and the
+        # next look at it finds the change; the other way round it would find nothing.
+        facts = _file_facts(file)
         content_hash = image_digest(file)
     except ImageLoadError as err:
         raise type(err)(err.reason, source=given) from err
     metadata: dict[str, Any] = {
         "file_path": str(file),
         "file_name": file.name,
-        **_file_facts(file),
+        **facts,
         "content_hash": content_hash,
     }
     caption = _caption(file, captions)
-    # NFC, so that one name has one id whichever way the file system spells its accents.
-    name = unicodedata.normalize("NFC", file.as_posix()) if id_by == "path" else content_hash
     node = HashedImageNode(  # type: ignore[call-arg]
-        id_=str(uuid.uuid5(_NAMESPACE, name)),
+        id_=path_id(file) if id_by == "path" else str(uuid.uuid5(_NAMESPACE, content_hash)),
         image_path=str(file),
         image_mimetype=metadata["file_type"] or None,
         metadata=metadata,
@@ -239,17 +245,59 @@ def set_caption(node: BaseNode, caption: str) -> None:
         node.excluded_embed_metadata_keys = list(node.metadata)
 
 
+def path_id(file: Path) -> str:
+    """Return the id of a file's node, by its path, which is absolute and has no links."""
+    # NFC, so that one name has one id whichever way the file system spells its accents.
+    return str(uuid.uuid5(_NAMESPACE, unicodedata.normalize("NFC", file.as_posix())))
+
+
+def modified_date(state: os.stat_result, *, is_settled: bool = True) -> str:
+    """Return when a file was changed: ISO 8601, UTC, in microseconds.
+
+    Args:
+        state: Of the file.
+        is_settled: Whether its next change will have another date. If not, the microseconds are
+            left out, and the date is equal to that of no settled file.
+    """
+    try:
+        modified = datetime.fromtimestamp(state.st_mtime_ns // 1000 / 1e6, tz=timezone.utc)
+    except (OverflowError, ValueError, OSError):
+        return ""  # After the year 9999, as a file system may say of any file.
+    return modified.isoformat(timespec="microseconds" if is_settled else "seconds")
+
+
+def file_caption(file: Path) -> str:
+    """Return the text beside a picture; empty if there is none.
+
+    Raises:
+        ImageLoadError: If it cannot be read.
+    """
+    sidecar = file.with_suffix(".txt")
+    try:
+        return sidecar.read_text(encoding="utf-8-sig").strip()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as err:
+        reason = f"its caption {sidecar.name} cannot be read ({err}); save it as UTF-8"
+        raise ImageLoadError(reason, source=str(file)) from err
+
+
 def _file_facts(file: Path) -> dict[str, Any]:
     """Read what the file system and the picture's header tell; what they do not is left out."""
     try:
-        stat = file.stat()
+        state = file.stat()
+    except FileNotFoundError as err:
+        raise ImageNotFoundError("no such file", source=str(file)) from err
     except OSError as err:
         raise ImageLoadError(f"unreadable ({err.strerror})", source=str(file)) from err
-    modified = datetime.fromtimestamp(stat.st_mtime, tz=timezone.utc)
+    if not stat.S_ISREG(state.st_mode):
+        raise ImageLoadError("not a regular file", source=str(file))  # A pipe would block.
     facts: dict[str, Any] = {
         "file_type": "",
-        "file_size": stat.st_size,
-        "last_modified_date": modified.isoformat(timespec="seconds"),
+        "file_size": state.st_size,
+        "last_modified_date": modified_date(
+            state, is_settled=time.time() - state.st_mtime > _SETTLED_AFTER
+        ),
     }
     # What is no picture is found, and reported with its reason, where it is decoded.
     with suppress(Exception), Image.open(file) as image:
@@ -268,11 +316,4 @@ def _caption(file: Path, captions: Captions) -> str:
         return captions(file) or ""
     if captions != "sidecar":
         raise ValueError(f"captions is {captions!r}, expected 'sidecar', a callable or None")
-    sidecar = file.with_suffix(".txt")
-    try:
-        return sidecar.read_text(encoding="utf-8-sig").strip()
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as err:
-        reason = f"its caption {sidecar.name} cannot be read ({err}); save it as UTF-8"
-        raise ImageLoadError(reason, source=str(file)) from err
+    return file_caption(file)

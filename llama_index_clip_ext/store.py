@@ -10,12 +10,14 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import (
+    FilterOperator,
+    MetadataFilter,
     MetadataFilters,
     VectorStoreQuery,
     VectorStoreQueryResult,
@@ -50,6 +52,28 @@ _CONSISTENCY_LEVELS = ("Strong", "Session", "Bounded", "Eventually")
 
 # What a server takes; Milvus Lite would take more.
 _COLLECTION_NAME = re.compile(r"[A-Za-z_]\w{0,254}", re.ASCII)
+
+
+class StoredFile(NamedTuple):
+    """What is stored of an image file.
+
+    Attributes:
+        id: Its row's.
+        path: Absolute, without links.
+        size: Bytes.
+        modified: Its ``last_modified_date``.
+        content_hash: Of its bytes.
+        node_hash: As `CLIPMilvusVectorStore.get_hashes` returns it.
+        text: Its caption.
+    """
+
+    id: str
+    path: str
+    size: int
+    modified: str
+    content_hash: str
+    node_hash: str
+    text: str
 
 
 class _HasSpace(Protocol):
@@ -131,6 +155,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
     _passport: Passport | None = PrivateAttr(default=None)
     _dim: int = PrivateAttr(default=0)
     _has_hnsw: bool = PrivateAttr(default=False)
+    _db_name: str = PrivateAttr(default="")
     _lite_path: str | None = PrivateAttr(default=None)
     _lock: AbstractContextManager[Any] = PrivateAttr(default_factory=nullcontext)
     _fields: dict[str, Field] = PrivateAttr(default_factory=metadata_fields)
@@ -202,6 +227,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         self._dim = space.dim
         # As it was made, which the options of a later opening do not change.
         self._has_hnsw = made.get("index_type") == "HNSW"
+        self._db_name = db_name
         self._lite_path = path
         self._lock = lock
         if not passport:
@@ -218,6 +244,11 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
     def passport(self) -> Passport | None:
         """What the collection says of its vectors; ``None`` if another program made it."""
         return self._passport
+
+    @property
+    def db_name(self) -> str:
+        """Database on the server; empty for its default one, and for an embedded file."""
+        return self._db_name
 
     @property
     def full_text(self) -> FullText | None:
@@ -360,6 +391,32 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         """Return the hash of each of these nodes that is stored, by id; see `rows.node_hash`."""
         rows = self._select(node_ids, None, ["node_hash"])
         return {str(row["id"]): row["node_hash"] for row in rows}
+
+    def get_files(self, folder: str | os.PathLike[str]) -> list[StoredFile]:
+        """Return what is stored of the images whose files lie below a folder.
+
+        Args:
+            folder: Its absolute path, without links.
+
+        Raises:
+            StoreError: If another program made the collection: it does not say.
+        """
+        if self._passport is None:
+            raise StoreError(
+                f"collection {self.collection_name!r} was not made by this package, and does not "
+                "say what its rows are of"
+            )
+        below = os.path.join(folder, "")
+        # From "/photos/" to before "/photos0": by `like`, "_" and "%" would match others, too.
+        after = below[:-1] + chr(ord(below[-1]) + 1)
+        bounds: list[MetadataFilter | MetadataFilters] = [
+            MetadataFilter(key="file_path", operator=FilterOperator.GTE, value=below),
+            MetadataFilter(key="file_path", operator=FilterOperator.LT, value=after),
+            MetadataFilter(key="modality", value="image"),
+        ]
+        names = ("file_path", "file_size", "last_modified_date", "content_hash", "node_hash")
+        rows = self._select(None, MetadataFilters(filters=bounds), [*names, "text"])
+        return [StoredFile._make(row[name] for name in ("id", *names, "text")) for row in rows]
 
     def sample_nodes(self, modality: Modality, size: int, *, seed: int = 0) -> list[BaseNode]:
         """Return a random sample of the nodes of one modality, with their embeddings.

@@ -234,6 +234,7 @@ def test_an_interruption_drops_what_was_read_ahead(clip, store, pictures):
             on_error="skip",
             captions=lambda path: captioned.append(path) or time.sleep(0.01),
             on_progress=interrupt,
+            stop=threading.Event(),
         )
     assert len(captioned) < 250
 

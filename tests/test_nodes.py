@@ -246,7 +246,7 @@ def test_metadata(tree):
         "file_name": "f.webp",
         "file_type": "image/webp",
         "file_size": file.stat().st_size,
-        "last_modified_date": "2023-11-14T22:13:20+00:00",
+        "last_modified_date": "2023-11-14T22:13:20.000000+00:00",
         "width": 23,
         "height": 10,
         "content_hash": sha256(file),

@@ -1,0 +1,450 @@
+"""A collection made equal to a folder of images."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from filelock import FileLock, Timeout
+from huggingface_hub import cached_assets_path
+from llama_index.core.schema import BaseNode, ImageNode
+from tqdm.auto import tqdm
+
+from .dual_encoder import DualEncoderEmbedding
+from .errors import ImageLoadError, IngestInterrupted, SyncError, SyncRunningError
+from .ingest import Drawn, Ingest, IngestReport, Read, Status, refusal_of
+from .interruption import stop_on_interrupt
+from .lite import lock_holder
+from .nodes import (
+    Captions,
+    file_caption,
+    list_images,
+    modified_date,
+    node_text,
+    path_id,
+    set_caption,
+)
+from .prefetch import batched
+from .rows import node_hash
+from .sources import error_detail
+from .store import CLIPMilvusVectorStore, StoredFile
+
+_BATCH = 1_000  # Rows that are removed together.
+
+
+@dataclass
+class SyncReport(IngestReport):
+    """What became of each image of a folder, and of what the collection had of it.
+
+    Attributes:
+        moved: Images that were found under another name, and keep their vectors.
+        removed: Images whose files are gone, and whose rows therefore are.
+        missing: Images whose files are gone, and whose rows are kept.
+        dry_run: Whether this is only what would have been done.
+    """
+
+    moved: int = 0
+    removed: int = 0
+    missing: int = 0
+    dry_run: bool = False
+
+    @property
+    def total(self) -> int:
+        """Images of the folder that were looked at."""
+        return super().total + self.moved
+
+    def __str__(self) -> str:
+        counts = ("added", "unchanged", "replaced", "moved", "removed")
+        first = ", ".join(f"{getattr(self, name)} {name}" for name in counts)
+        lines = [
+            f"{'would be: ' if self.dry_run else ''}{first}, {len(self.failed)} failed "
+            f"in {self.seconds:.1f} s",
+            *(f"  failed: {failure}" for failure in self.failed),
+        ]
+        if self.missing:
+            lines.append(
+                f"  {self.missing} are gone from the folder and still found; delete=True "
+                "(--delete) removes them"
+            )
+        return "\n".join(lines)
+
+
+def sync_images(
+    folder: str | os.PathLike[str],
+    *,
+    embed_model: DualEncoderEmbedding,
+    vector_store: CLIPMilvusVectorStore,
+    delete: bool = False,
+    dry_run: bool = False,
+    checksum: bool = False,
+    report_path: str | os.PathLike[str] | None = None,
+    batch_size: int = 64,
+    captions: Captions = "sidecar",
+    recursive: bool = True,
+    show_progress: bool = False,
+) -> SyncReport:
+    """Make what a collection holds of a folder equal to the folder, by as little work as it takes.
+
+    New images are embedded, changed ones embedded again. A file counts as unchanged by its size and
+    time of change, without being read; where these differ, its content decides. A renamed one keeps
+    its vector, and with it the metadata that were added since. Rows of other folders, texts, and
+    rows whose files exist but are not listed (hidden ones, or those of subfolders without
+    ``recursive``) are left alone. Interrupted at any moment, the same call goes on.
+
+    Args:
+        folder: The folder. Links to files are followed, those to folders are not.
+        embed_model: The model that the store was made for.
+        vector_store: The store, as `create_vector_store` returns it.
+        delete: Remove the rows of files that are gone. Not one is removed if the folder is missing,
+            cannot be read, or holds no image.
+        dry_run: Only report what would be done; what has changed is read, nothing is embedded or
+            written.
+        checksum: Read every file, for changes that leave size and time as they were.
+        report_path: Where to write a line of JSON per image as it is settled: ``status`` (``ok``
+            for one that was added, ``unchanged``, ``replaced``, ``moved``, ``removed``, ``missing``
+            or ``failed``), ``path``, and where there is one, ``reason`` or ``moved_from``.
+        batch_size: As in `ingest_images`.
+        captions: As in `load_image_nodes`. A text that has appeared beside a picture, or is another
+            one, replaces the caption; one that is gone, or an unchanged picture without one, leaves
+            it. A callable is asked about pictures that are new or have changed.
+        recursive: Whether to look into the folder's folders.
+        show_progress: Show a progress bar.
+
+    Returns:
+        The report.
+
+    Raises:
+        SyncError: If there is no such folder, it cannot be read, or with ``delete`` it holds no
+            image although the collection does.
+        SyncRunningError: If another sync of the collection runs on this computer.
+        IngestInterrupted: If Ctrl-C was pressed; see `ingest_images`.
+        EmbeddingSpaceMismatchError: If the store holds vectors of another model.
+        StoreError: If another program made the collection.
+    """
+    with stop_on_interrupt() as stop:
+        return _sync(
+            folder,
+            embed_model=embed_model,
+            vector_store=vector_store,
+            delete=delete,
+            dry_run=dry_run,
+            checksum=checksum,
+            report_path=report_path,
+            batch_size=batch_size,
+            captions=captions,
+            recursive=recursive,
+            show_progress=show_progress,
+            stop=stop,
+        )
+
+
+async def async_images(
+    folder: str | os.PathLike[str],
+    *,
+    embed_model: DualEncoderEmbedding,
+    vector_store: CLIPMilvusVectorStore,
+    delete: bool = False,
+    dry_run: bool = False,
+    checksum: bool = False,
+    report_path: str | os.PathLike[str] | None = None,
+    batch_size: int = 64,
+    captions: Captions = "sidecar",
+    recursive: bool = True,
+    show_progress: bool = False,
+) -> SyncReport:
+    """Do what `sync_images` does, off the event loop; cancelled, it stops as by Ctrl-C."""
+    stop = threading.Event()
+    try:
+        return await asyncio.to_thread(
+            _sync,
+            folder,
+            embed_model=embed_model,
+            vector_store=vector_store,
+            delete=delete,
+            dry_run=dry_run,
+            checksum=checksum,
+            report_path=report_path,
+            batch_size=batch_size,
+            captions=captions,
+            recursive=recursive,
+            show_progress=show_progress,
+            stop=stop,
+        )
+    finally:
+        stop.set()
+
+
+def _sync(
+    folder: str | os.PathLike[str],
+    *,
+    embed_model: DualEncoderEmbedding,
+    vector_store: CLIPMilvusVectorStore,
+    delete: bool,
+    dry_run: bool,
+    checksum: bool,
+    report_path: str | os.PathLike[str] | None,
+    batch_size: int,
+    captions: Captions,
+    recursive: bool,
+    show_progress: bool,
+    stop: threading.Event,
+) -> SyncReport:
+    with (
+        nullcontext() if dry_run else _only_one(vector_store),
+        _lines(report_path) as lines,
+        tqdm(desc="Syncing images", unit="img", disable=not show_progress) as bar,
+    ):
+        report = SyncReport(dry_run=dry_run)
+        sync = _Sync(
+            embed_model=embed_model,
+            vector_store=vector_store,
+            batch_size=batch_size,
+            on_error="skip",
+            captions=captions,
+            on_progress=lambda report: bar.update(report.total - bar.n),
+            stop=stop,
+            report=report,
+        )
+        root, files = _listed(folder, recursive)
+        bar.reset(len(files))
+        sync.compare(root, files, checksum=checksum, lines=lines)
+        if delete:
+            sync.check_not_empty()
+        sync.run(files)
+        if stop.is_set():
+            raise IngestInterrupted(report)
+        sync.settle_missing(delete=delete)
+        return report
+
+
+class _Sync(Ingest):
+    """An ingest that knows what is stored of the folder, and reads only what may have changed."""
+
+    report: SyncReport
+
+    def compare(
+        self, root: Path, files: Sequence[Path], *, checksum: bool, lines: TextIO | None
+    ) -> None:
+        """Take down what is there, and what is stored of it, before anything is done."""
+        self.root = root
+        self.files = files
+        self.checksum = checksum
+        self.lines = lines
+        # By where a link leads: two names of one file are one image.
+        self.first: dict[str, int] = {}
+        for index, file in enumerate(files):
+            self.first.setdefault(os.path.realpath(file), index)
+        stored = self.vector_store.get_files(root)
+        self.n_stored = len(stored)
+        # A file has one row; where there is another by hand, the one that ingesting makes counts.
+        stored.sort(key=lambda row: row.id == path_id(Path(row.path)))
+        self.rows = {row.path: row for row in stored if row.path in self.first}
+        self.missing = {
+            row.id: row for row in stored if row.path not in self.first and _is_gone(row.path)
+        }
+        self.moving = self._half_moved()
+        self.by_content = defaultdict(list)
+        for row in self.missing.values():
+            self.by_content[row.content_hash].append(row)
+        # Of the batch at hand: whose vector each node takes, by id, and its node.
+        self.sources: dict[str, StoredFile] = {}
+        self.old: dict[str, BaseNode] = {}
+        self.moved_from: dict[int, str] = {}
+
+    def _half_moved(self) -> dict[str, StoredFile]:
+        """Take, by the new path, the old rows of moves that were cut short: both are there."""
+        present = {(row.content_hash, row.modified): row.path for row in self.rows.values()}
+        moving: dict[str, StoredFile] = {}
+        for row in list(self.missing.values()):
+            path = present.get((row.content_hash, row.modified))
+            if path and path not in moving:
+                moving[path] = self.missing.pop(row.id)
+        return moving
+
+    def _read(self, numbered: tuple[int, Any]) -> Read:
+        """Leave unread what is known; see `Ingest`."""
+        index, file = numbered
+        path = os.path.realpath(file)
+        row = self.rows.get(path)
+        if self.first[path] != index:
+            return Read(index, path)
+        try:
+            if row and not self.checksum and path not in self.moving and self._is_as_stored(row):
+                return Read(index, path)
+        except (OSError, ImageLoadError):
+            pass  # Said by who reads it.
+        return super()._read(numbered)
+
+    def _is_as_stored(self, row: StoredFile) -> bool:
+        state = os.stat(row.path)
+        if not row.modified or (state.st_size, modified_date(state)) != (row.size, row.modified):
+            return False
+        return self.captions != "sidecar" or file_caption(Path(row.path)) in ("", row.text)
+
+    def _look_up(self, nodes: Sequence[BaseNode]) -> dict[str, str]:
+        """Find what is stored of each node, and what has its vector."""
+        hashes: dict[str, str] = {}
+        self.sources.clear()
+        for node in nodes:
+            path, content = node.metadata["file_path"], node.metadata["content_hash"]
+            row = self.rows.get(path)
+            if row:
+                node.id_ = row.id
+                hashes[row.id] = row.node_hash
+            if row and row.content_hash == content:
+                self.sources[node.node_id] = self.moving.get(path, row)
+            elif gone := self.by_content[content]:
+                self.sources[node.node_id] = self.missing.pop(gone.pop().id)
+        ids = [] if self.report.dry_run else [row.id for row in self.sources.values()]
+        self.old = {node.node_id: node for node in self.vector_store.get_nodes(ids)} if ids else {}
+        return hashes
+
+    def _draw(self, read: Read, node: BaseNode) -> Drawn | None:
+        """Let what has a vector already pass the model by."""
+        source = self.sources.get(node.node_id)
+        status = self._status(node, source)
+        old = self.old.get(source.id) if source else None
+        if source and status == "moved":
+            self.moved_from[read.index] = source.path
+        if self.report.dry_run:
+            self._note(status, read.index, read.source)
+        elif source is None or not isinstance(old, ImageNode):
+            return super()._draw(read, node)
+        elif refusal := refusal_of(node := _renewed(old, node), self.on_error):
+            self._note("failed", read.index, read.source, refusal)
+        else:
+            drawn = Drawn(read.index, node, node_hash(node), read.state, status=status)
+            drawn.moved_from = source.id if status == "moved" else None
+            self.embedded.append(drawn)
+            if len(self.embedded) >= self.batch_size:
+                self._write()
+        return None
+
+    def _status(self, node: BaseNode, source: StoredFile | None) -> Status:
+        if source is None:
+            return "replaced" if node.node_id in self.stored else "added"
+        if source.path != node.metadata["file_path"]:
+            return "moved"
+        return "unchanged" if node_text(node) in ("", source.text) else "replaced"
+
+    def _note(self, status: Status, index: int, source: str, reason: str = "") -> None:
+        super()._note(status, index, source, reason)
+        path = os.fspath(self.files[index])
+        self._line(status, path, reason=reason, moved_from=self.moved_from.get(index, ""))
+
+    def _line(self, status: str, path: str, **more: str) -> None:
+        if self.lines:
+            line = {"status": "ok" if status == "added" else status, "path": path}
+            line |= {key: value for key, value in more.items() if value}
+            print(json.dumps(line, ensure_ascii=False), file=self.lines, flush=True)
+
+    def settle_missing(self, *, delete: bool) -> None:
+        """Count the rows whose files are gone, and remove them if asked to."""
+        # Looked for again: a drive may have come back, or have gone since.
+        gone = [row for row in self.missing.values() if _is_gone(row.path)]
+        if delete and gone:
+            self.check_not_empty()
+        for rows in batched(gone, _BATCH):
+            if delete and not self.report.dry_run:
+                self.vector_store.delete_nodes([row.id for row in rows])
+            self.report.removed += len(rows) if delete else 0
+            self.report.missing += 0 if delete else len(rows)
+            for row in rows:
+                self._line("removed" if delete else "missing", row.path)
+        self._tell()
+
+    def check_not_empty(self) -> None:
+        """Refuse to take a drive that is not there for one whose images were all deleted.
+
+        Raises:
+            SyncError: If the folder holds no image, though the collection does of it.
+        """
+        if self.n_stored and not any(map(os.path.isfile, self.files)):
+            raise SyncError(
+                f"{self.root} holds no images, and the collection {self.n_stored} of it: none was "
+                "removed. Is it the right folder, and its drive there? If it is really empty, "
+                "remove its rows by vector_store.delete_nodes"
+            )
+
+
+def _renewed(old: ImageNode, new: BaseNode) -> ImageNode:
+    """Return a stored image with where, when and what its file is now; it keeps all else."""
+    node = old.model_copy(update={"id_": new.node_id, "metadata": {**old.metadata, **new.metadata}})
+    for name in ("image_path", "image_mimetype"):
+        setattr(node, name, getattr(new, name))
+    if node_text(new) not in ("", node_text(old)):
+        set_caption(node, node_text(new))
+    return node
+
+
+def _is_gone(path: str) -> bool:
+    """Whether a file is known not to be there; not so if that cannot be told."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _listed(folder: str | os.PathLike[str], recursive: bool) -> tuple[Path, list[Path]]:
+    """Return the folder as its rows name it, and its images."""
+    if not os.fspath(folder):
+        raise SyncError("the folder is an empty string; for this one, say '.'")
+    try:
+        root = Path(folder).expanduser().resolve(strict=True)
+        os.scandir(root).close()
+    except (OSError, RuntimeError, ValueError) as err:
+        raise SyncError(
+            f"{os.fspath(folder)} is no folder that can be read ({error_detail(err)}); nothing was "
+            "changed"
+        ) from err
+    return root, list(list_images(root, recursive=recursive))
+
+
+@contextmanager
+def _only_one(vector_store: CLIPMilvusVectorStore) -> Iterator[None]:
+    """Keep a second sync of a collection from running meanwhile, in whatever process."""
+    name = f"{vector_store.uri}\n{vector_store.db_name}\n{vector_store.collection_name}"
+    try:
+        folder = cached_assets_path("llama_index_clip_ext", "sync", "locks")
+        path = folder / hashlib.sha256(name.encode()).hexdigest()
+        lock = FileLock(path)
+        lock.acquire(blocking=False)
+    except Timeout as err:
+        pid = lock_holder(path)
+        holder = f"process {pid}" if pid else "another process"
+        raise SyncRunningError(
+            f"{vector_store!r} is being synced by {holder}; nothing was changed. Wait for it, or "
+            "end it",
+            pid=pid,
+        ) from err
+    except OSError as err:
+        raise SyncError(
+            f"cannot keep a lock in the cache folder ({err}); set HF_ASSETS_CACHE to one that can "
+            "be written to"
+        ) from err
+    try:
+        yield
+    finally:
+        lock.release()  # As the system does when a process is killed.
+
+
+@contextmanager
+def _lines(path: str | os.PathLike[str] | None) -> Iterator[TextIO | None]:
+    """Open the report; a name that is no Unicode text is escaped as JSON has it."""
+    if path is None:
+        yield None
+        return
+    with open(path, "w", encoding="utf-8", errors="backslashreplace") as lines:
+        yield lines

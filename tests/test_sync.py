@@ -1,0 +1,632 @@
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from llama_index.core.schema import TextNode
+from PIL import Image
+
+from llama_index_clip_ext import (
+    IngestInterrupted,
+    StoreError,
+    SyncError,
+    SyncRunningError,
+    async_images,
+    create_vector_store,
+    ingest_images,
+    load_image_nodes,
+    sync_images,
+)
+from llama_index_clip_ext import nodes as nodes_module
+from llama_index_clip_ext.cli import main
+from llama_index_clip_ext.sources import describe_source
+
+COUNTS = ("added", "unchanged", "replaced", "moved", "removed", "missing")
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """Let files count as settled at once, as those of an hour ago do."""
+    monkeypatch.setattr(nodes_module, "_SETTLED_AFTER", -60)
+
+
+@pytest.fixture
+def embedded(clip, monkeypatch):
+    """The names of the files that were embedded, in order."""
+    names = []
+    prepare = type(clip)._prepare
+
+    def noted(self, numbered, **options):
+        names.append(os.path.basename(describe_source(numbered[1])))
+        return prepare(self, numbered, **options)
+
+    monkeypatch.setattr(type(clip), "_prepare", noted)
+    return names
+
+
+@pytest.fixture
+def sync(clip, store, tmp_path, settled, embedded):
+    """Sync, check the counts, what was embedded, and that the report has a line for each."""
+
+    def run(folder, *, embeds=(), failed=0, **options):
+        expected = {name: options.pop(name, 0) for name in COUNTS}
+        embedded.clear()
+        lines = tmp_path / "report.jsonl"
+        report = sync_images(
+            folder, embed_model=clip, vector_store=store, report_path=lines, **options
+        )
+        assert {name: getattr(report, name) for name in COUNTS} == expected
+        assert len(report.failed) == failed
+        assert sorted(embedded) == sorted(embeds)
+        said = [json.loads(line) for line in lines.read_text().splitlines()]
+        counted = dict.fromkeys((*COUNTS, "failed"), 0)
+        for line in said:
+            counted["added" if line["status"] == "ok" else line["status"]] += 1
+        assert counted == {**expected, "failed": failed}
+        run.lines = said
+        return report
+
+    return run
+
+
+def repaint(file, colour):
+    """Change a picture, but not the size or date of its file."""
+    state = file.stat()
+    Image.new("RGB", (40, 30), colour).save(file, "BMP")
+    assert file.stat().st_size == state.st_size
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def stored(store):
+    """What the collection holds: name and vector by id."""
+    nodes = store.get_nodes(store.get_ids(modality="image"))
+    return {node.node_id: (node.metadata["file_name"], node.embedding) for node in nodes}
+
+
+def assert_equal(store, clip, folder):
+    """The collection holds each picture of the folder once, with its own vector."""
+    files = sorted(folder.rglob("*.png"))
+    nodes = store.get_nodes(store.get_ids(modality="image"))
+    assert sorted(node.metadata["file_path"] for node in nodes) == [str(file) for file in files]
+    for node in nodes:
+        by_hand = clip.get_image_embedding(node.metadata["file_path"])
+        np.testing.assert_allclose(node.embedding, by_hand, atol=1e-5)
+        assert node.image_path == node.metadata["file_path"]
+
+
+def test_new_changed_renamed_and_deleted(sync, store, clip, pictures):
+    sync(pictures, added=5, embeds=["black.png", "blue.png", "green.png", "red.png", "white.png"])
+    sync(pictures, unchanged=5)
+
+    Image.linear_gradient("L").save(pictures / "red.png")
+    (pictures / "sub").mkdir()
+    (pictures / "blue.png").rename(pictures / "sub" / "sea.png")
+    (pictures / "white.png").unlink()
+    Image.radial_gradient("L").save(pictures / "new.png")
+
+    sync(
+        pictures,
+        delete=True,
+        added=1,
+        unchanged=2,
+        replaced=1,
+        moved=1,
+        removed=1,
+        embeds=["new.png", "red.png"],
+    )
+    assert_equal(store, clip, pictures)
+    (moved,) = [line for line in sync.lines if line["status"] == "moved"]
+    assert moved["path"] == str(pictures / "sub" / "sea.png")
+    assert moved["moved_from"] == str(pictures / "blue.png")
+    assert {"status": "removed", "path": str(pictures / "white.png")} in sync.lines
+    assert {"status": "ok", "path": str(pictures / "new.png")} in sync.lines
+
+
+def test_an_unchanged_file_is_not_read(sync, pictures, monkeypatch):
+    sync(pictures, added=5, embeds=[file.name for file in pictures.iterdir()])
+
+    def fail(source):
+        raise AssertionError(f"{source} was read")
+
+    monkeypatch.setattr(nodes_module, "image_digest", fail)
+    sync(pictures, unchanged=5)
+
+
+def test_a_touched_file_is_read_once_and_not_embedded(sync, store, pictures):
+    sync(pictures, added=5, embeds=[file.name for file in pictures.iterdir()])
+    before = stored(store)
+    os.utime(pictures / "red.png", (1_700_000_000, 1_700_000_000))
+
+    sync(pictures, unchanged=5)
+
+    assert stored(store) == before
+    (node,) = load_image_nodes(pictures / "red.png")
+    row = store.get_nodes([node.node_id])[0]
+    assert row.metadata["last_modified_date"] == "2023-11-14T22:13:20.000000+00:00"
+
+
+def test_a_change_of_the_same_size_within_a_moment_is_found(
+    clip, store, pictures, embedded, monkeypatch
+):
+    """A file that was changed a moment ago may change again without its date showing it."""
+    monkeypatch.setattr(nodes_module, "_SETTLED_AFTER", 60)
+    run = {"embed_model": clip, "vector_store": store}
+    file = pictures / "red.png"
+    Image.new("RGB", (40, 30), "red").save(file, "BMP")
+    sync_images(pictures, **run)
+    repaint(file, "yellow")
+
+    for _ in range(2):
+        embedded.clear()
+        assert sync_images(pictures, **run).replaced == 1
+        assert embedded == ["red.png"]
+        repaint(file, "orange")
+
+
+def test_checksum_finds_what_size_and_date_hide(sync, store, clip, pictures):
+    Image.new("RGB", (40, 30), "red").save(pictures / "red.png", "BMP")
+    sync(pictures, added=5, embeds=[file.name for file in pictures.iterdir()])
+    repaint(pictures / "red.png", "yellow")
+
+    sync(pictures, unchanged=5)
+    sync(pictures, checksum=True, unchanged=4, replaced=1, embeds=["red.png"])
+    assert_equal(store, clip, pictures)
+
+
+def test_a_new_caption_needs_no_embedding(sync, store, pictures):
+    sync(pictures, added=5, embeds=[file.name for file in pictures.iterdir()])
+    (pictures / "red.txt").write_text("a red picture")
+    sync(pictures, unchanged=4, replaced=1)
+    (node,) = load_image_nodes(pictures / "red.png")
+    assert store.get_nodes([node.node_id])[0].text == "a red picture"
+    sync(pictures, unchanged=5)
+
+
+def test_metadata_of_ones_own_survive_a_move(sync, clip, store, pictures):
+    nodes = load_image_nodes(pictures)
+    for node in nodes:
+        node.metadata["album"] = "summer"
+    nodes[0].set_content("captioned by hand")
+    ingest_images(nodes, embed_model=clip, vector_store=store)
+    (pictures / "black.png").rename(pictures / "night.png")
+    os.utime(pictures / "blue.png", (1_700_000_000, 1_700_000_000))
+
+    sync(pictures, unchanged=4, moved=1)
+
+    rows = store.get_nodes(store.get_ids())
+    assert {row.metadata["album"] for row in rows} == {"summer"}
+    (moved,) = [row for row in rows if row.metadata["file_name"] == "night.png"]
+    assert moved.text == "captioned by hand"
+    sync(pictures, unchanged=5)
+
+
+def test_a_file_that_takes_the_place_of_another(sync, store, clip, pictures):
+    sync(pictures, added=5, embeds=[file.name for file in pictures.iterdir()])
+    (pictures / "red.png").replace(pictures / "blue.png")
+    sync(pictures, unchanged=3, moved=1)
+    assert_equal(store, clip, pictures)
+
+
+def test_two_that_swap_names(sync, store, clip, pictures):
+    sync(pictures, added=5, embeds=[file.name for file in pictures.iterdir()])
+    (pictures / "red.png").rename(pictures / "x")
+    (pictures / "blue.png").rename(pictures / "red.png")
+    (pictures / "x").rename(pictures / "blue.png")
+    for name in ("red.png", "blue.png"):
+        os.utime(pictures / name, (1_700_000_000, 1_700_000_000))
+    sync(pictures, unchanged=3, replaced=2, embeds=["red.png", "blue.png"])
+    assert_equal(store, clip, pictures)
+
+
+def test_what_is_gone_is_kept_unless_asked(sync, store, pictures):
+    sync(pictures, added=5, embeds=[file.name for file in pictures.iterdir()])
+    (pictures / "red.png").unlink()
+    report = sync(pictures, unchanged=4, missing=1)
+    assert "1 are gone" in str(report)
+    assert store.count() == 5
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "a file", "nothing named"])
+def test_nothing_is_removed_for_a_folder_that_is_not_there(sync, clip, store, pictures, how):
+    sync(pictures, added=5, embeds=[file.name for file in pictures.iterdir()])
+    shutil.rmtree(pictures)
+    if how == "empty":
+        pictures.mkdir()
+    if how == "a file":
+        pictures.write_bytes(b"")
+    folder = "" if how == "nothing named" else pictures
+    with pytest.raises(SyncError) as caught:
+        sync_images(folder, embed_model=clip, vector_store=store, delete=True)
+    assert str(folder) in str(caught.value)
+    assert store.count() == 5
+
+
+def test_nothing_is_removed_of_a_folder_that_cannot_be_read(
+    sync, clip, store, pictures, monkeypatch
+):
+    sub = pictures / "sub"
+    sub.mkdir()
+    (pictures / "red.png").rename(sub / "red.png")
+    sync(pictures, added=5, embeds=["black.png", "blue.png", "green.png", "red.png", "white.png"])
+    scandir, lstat = os.scandir, os.lstat
+
+    def locked(function):
+        def refuse(path, *args):
+            if os.fspath(path).startswith(str(refuse.folder)):
+                raise PermissionError(13, "Permission denied", path)
+            return function(path, *args)
+
+        refuse.folder = sub
+        return refuse
+
+    for name, function in (("scandir", scandir), ("lstat", lstat)):
+        monkeypatch.setattr(os, name, locked(function))
+    sync(pictures, delete=True, unchanged=4, failed=1)
+    assert store.count() == 5
+
+    os.scandir.folder = pictures
+    with pytest.raises(SyncError, match="Permission denied"):
+        sync_images(pictures, embed_model=clip, vector_store=store, delete=True)
+    assert store.count() == 5
+
+
+def test_a_drive_that_goes_while_it_is_read(sync, clip, store, pictures):
+    sync(pictures, added=5, embeds=[file.name for file in pictures.iterdir()])
+    (pictures / "red.png").unlink()
+    Image.radial_gradient("L").save(pictures / "new.png")
+
+    def caption(path):
+        shutil.rmtree(pictures)
+
+    with pytest.raises(SyncError, match="none was removed"):
+        sync_images(pictures, embed_model=clip, vector_store=store, delete=True, captions=caption)
+    assert store.count() == 5
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(sync, store, pictures):
+    sync(pictures, added=5, embeds=[file.name for file in pictures.iterdir()])
+    before = stored(store)
+    Image.linear_gradient("L").save(pictures / "red.png")
+    (pictures / "blue.png").rename(pictures / "sea.png")
+    (pictures / "white.png").unlink()
+    Image.radial_gradient("L").save(pictures / "new.png")
+    expected = {"added": 1, "unchanged": 2, "replaced": 1, "moved": 1, "removed": 1}
+
+    report = sync(pictures, delete=True, dry_run=True, **expected)
+
+    assert str(report).startswith("would be: 1 added")
+    assert stored(store) == before
+    sync(pictures, delete=True, embeds=["new.png", "red.png"], **expected)
+
+
+def test_other_rows_are_left_alone(sync, clip, store, pictures, tmp_path):
+    """Those of other folders, one of them of a like name, texts, and files that are not listed."""
+    other = tmp_path / "pictures0"
+    shutil.copytree(pictures, other)
+    ingest_images(other, embed_model=clip, vector_store=store)
+    ingest_images([pictures / "red.png"], embed_model=clip, vector_store=store)
+    (pictures / "red.png").rename(pictures / ".red.png")
+    hidden = load_image_nodes([pictures / ".red.png"])
+    ingest_images(hidden, embed_model=clip, vector_store=store)
+    notes = TextNode(text="notes", metadata={"file_path": str(pictures / "gone.txt")})
+    store.add(clip([notes]))
+    shutil.rmtree(other)
+
+    sync(
+        pictures,
+        delete=True,
+        added=4,
+        removed=1,
+        embeds=["black.png", "blue.png", "green.png", "white.png"],
+    )
+    assert store.count("text") == 1
+    assert store.count("image") == 5 + 4 + 1
+
+
+def test_without_recursion_the_folders_rows_stay(sync, store, pictures):
+    (pictures / "sub").mkdir()
+    (pictures / "red.png").rename(pictures / "sub" / "red.png")
+    sync(pictures, added=5, embeds=["black.png", "blue.png", "green.png", "red.png", "white.png"])
+    sync(pictures, recursive=False, delete=True, unchanged=4)
+    assert store.count() == 5
+
+
+def test_a_link_is_its_file(sync, store, pictures, tmp_path):
+    (pictures / "again.png").symlink_to(pictures / "red.png")
+    sync(
+        pictures,
+        added=5,
+        unchanged=1,
+        embeds=["black.png", "blue.png", "green.png", "red.png", "white.png"],
+    )
+    folder = tmp_path / "link"
+    folder.symlink_to(pictures)
+    sync(folder, unchanged=6)
+    assert store.count() == 5
+
+
+def test_bad_files_are_reported_and_tried_again(sync, store, pictures):
+    (pictures / "empty.jpg").write_bytes(b"")
+    (pictures / "lost.png").symlink_to(pictures / "nowhere.png")
+    good = ["black.png", "blue.png", "green.png", "red.png", "white.png"]
+    sync(pictures, added=5, failed=2, embeds=[*good, "empty.jpg"])
+    reasons = {os.path.basename(line["path"]): line.get("reason") for line in sync.lines}
+    assert "0 bytes" in reasons["empty.jpg"]
+    assert "no such file" in reasons["lost.png"]
+    sync(pictures, unchanged=5, failed=2, embeds=["empty.jpg"])
+
+
+def test_a_name_that_is_no_unicode_is_a_line_of_json(sync, pictures):
+    os.rename(pictures / "red.png", os.fsencode(pictures) + b"/\xff\n.png")
+    sync(pictures, added=4, failed=1, embeds=["black.png", "blue.png", "green.png", "white.png"])
+    (failed,) = [line for line in sync.lines if line["status"] == "failed"]
+    assert os.fsencode(failed["path"]) == os.fsencode(pictures) + b"/\xff\n.png"
+
+
+def test_a_move_that_was_cut_short_is_finished(sync, clip, store, pictures, monkeypatch):
+    sync(pictures, added=5, embeds=[file.name for file in pictures.iterdir()])
+    (pictures / "red.png").rename(pictures / "scarlet.png")
+
+    def killed(self, *args, **kwargs):
+        raise SystemExit("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "delete_nodes", killed)
+        with pytest.raises(SystemExit):
+            sync_images(pictures, embed_model=clip, vector_store=store)
+    assert store.count() == 6
+
+    sync(pictures, unchanged=4, moved=1)
+    assert_equal(store, clip, pictures)
+
+
+def test_a_second_sync_says_so_and_stops(clip, store, pictures):
+    def caption(path):
+        with pytest.raises(SyncRunningError, match=f"process {os.getpid()}") as caught:
+            sync_images(pictures, embed_model=clip, vector_store=store)
+        refused.append(caught.value.pid)
+
+    refused = []
+    sync_images(pictures, embed_model=clip, vector_store=store, captions=caption)
+    assert refused == [os.getpid()] * 5
+    assert store.count() == 5
+    assert sync_images(pictures, embed_model=clip, vector_store=store).unchanged == 5
+
+
+def test_twice_at_once(clip, store, pictures):
+    """One of them runs, the other says so; whichever is first."""
+    start = threading.Barrier(4)
+    outcomes = []
+
+    def run():
+        start.wait()
+        try:
+            outcomes.append(sync_images(pictures, embed_model=clip, vector_store=store).added)
+        except SyncRunningError:
+            outcomes.append(None)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(added or 0 for added in outcomes) == 5
+    assert store.count() == 5
+
+
+def test_a_file_that_changes_while_it_is_read(sync, clip, store, pictures, monkeypatch):
+    """Its hash is of one reading, its vector of another: neither is stored."""
+    prepare = type(clip)._prepare
+
+    def changed(self, numbered, **options):
+        path = numbered[1].image_path
+        if path.endswith("red.png"):
+            Image.linear_gradient("L").save(path)
+        return prepare(self, numbered, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(clip), "_prepare", changed)
+        report = sync_images(pictures, embed_model=clip, vector_store=store)
+    assert report.added == 4
+    assert report.failed[0].reason.startswith("changed while it was being read")
+    sync(pictures, added=1, unchanged=4, embeds=["red.png"])
+    assert_equal(store, clip, pictures)
+
+
+def test_a_file_that_vanishes_while_it_is_read(sync, clip, store, pictures, monkeypatch):
+    prepare = type(clip)._prepare
+
+    def vanished(self, numbered, **options):
+        if numbered[1].image_path.endswith("red.png"):
+            os.unlink(numbered[1].image_path)
+        return prepare(self, numbered, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(clip), "_prepare", vanished)
+        report = sync_images(pictures, embed_model=clip, vector_store=store)
+    assert (report.added, len(report.failed)) == (4, 1)
+    assert "no such file" in report.failed[0].reason
+    sync(pictures, unchanged=4)
+
+
+def test_another_program_s_collection_is_refused(clip, pictures, tmp_path):
+    from pymilvus import MilvusClient
+
+    uri = str(tmp_path / "theirs.db")
+    client = MilvusClient(uri)
+    client.create_collection(
+        "clip_ext",
+        dimension=clip.dim,
+        id_type="string",
+        max_length=100,
+        vector_field_name="embedding",
+        metric_type="COSINE",
+    )
+    client.close()
+    with (
+        create_vector_store(clip, uri=uri) as store,
+        pytest.raises(StoreError, match="not made by this package"),
+    ):
+        sync_images(pictures, embed_model=clip, vector_store=store)
+
+
+async def test_async_twin(clip, store, pictures):
+    report = await async_images(pictures, embed_model=clip, vector_store=store)
+    assert report.added == 5
+
+
+async def test_a_cancelled_twin_stops(clip, store, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(200):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number:03}.png")
+    asked = threading.Event()
+
+    def caption(path):
+        asked.set()
+        time.sleep(0.02)
+
+    task = asyncio.create_task(
+        async_images(folder, embed_model=clip, vector_store=store, captions=caption, batch_size=4)
+    )
+    await asyncio.to_thread(asked.wait, 30)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    lock_is_free = False
+    for _ in range(200):
+        try:
+            report = await async_images(
+                folder / "..", embed_model=clip, vector_store=store, dry_run=False, recursive=False
+            )
+            lock_is_free = report.total == 0
+            break
+        except SyncRunningError:
+            await asyncio.sleep(0.05)
+    assert lock_is_free
+    assert store.count() < 200
+
+
+INTERRUPTED = """
+import signal, sys, threading, os, time
+from llama_index_clip_ext.cli import main
+from llama_index_clip_ext.sources import describe_source
+
+def interrupt():
+    while not os.path.exists(sys.argv[0] + ".go"):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+sys.argv = [{script!r}, {command!r}, {folder!r}, "--model", {model!r}, "--uri", {uri!r},
+            "--batch-size", "4"]
+from llama_index_clip_ext import ingest
+store = ingest.Ingest._store
+
+def slow(self, embedded):
+    result = store(self, embedded)
+    open(sys.argv[0] + ".go", "w").close()
+    time.sleep(0.3)
+    return result
+
+ingest.Ingest._store = slow
+threading.Thread(target=interrupt, daemon=True).start()
+main()
+"""
+
+
+@pytest.mark.parametrize("command", ["index", "sync"])
+def test_ctrl_c_stores_what_is_embedded_and_reports(clip, clip_dir, tmp_path, command):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(120):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number:03}.png")
+    uri = str(tmp_path / "x.db")
+    script = INTERRUPTED.format(
+        script=str(tmp_path / "x"),
+        command=command,
+        folder=str(folder),
+        model=str(clip_dir),
+        uri=uri,
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
+    assert process.returncode == 130, process.stderr
+    assert "interrupted; the same call goes on" in process.stderr
+    assert "Traceback" not in process.stderr
+    added = int(process.stdout.split(" added")[0])
+    assert 4 <= added < 120
+    with create_vector_store(clip, uri=uri) as store:
+        assert store.count() == added
+        report = sync_images(folder, embed_model=clip, vector_store=store)
+        assert (report.added, report.unchanged) == (120 - added, added)
+
+
+def test_ctrl_c_twice_stops_at_once(clip, store, pictures):
+    import signal
+
+    pressed = []
+
+    def caption(path):
+        while len(pressed) < 2:
+            pressed.append(path)
+            signal.raise_signal(signal.SIGINT)  # Handled by the main thread, which waits for us.
+            time.sleep(0.2)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        sync_images(pictures, embed_model=clip, vector_store=store, captions=caption)
+    assert not isinstance(caught.value, IngestInterrupted)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_program_s_own_handler_is_left_alone(clip, store, pictures):
+    import signal
+
+    caught = []
+    before = signal.signal(signal.SIGINT, lambda *args: caught.append(args))
+    try:
+        report = sync_images(
+            pictures,
+            embed_model=clip,
+            vector_store=store,
+            captions=lambda path: signal.raise_signal(signal.SIGINT),
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert report.added == 5
+    assert caught
+
+
+def test_command_line(clip, clip_dir, pictures, tmp_path, monkeypatch, capsys):
+    uri = str(tmp_path / "x.db")
+
+    def run(*arguments):
+        monkeypatch.setattr(
+            sys, "argv", ["clip-ext", "sync", str(pictures), "--uri", uri, *arguments]
+        )
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return caught.value.code, capsys.readouterr()
+
+    code, out = run("--model", str(clip_dir))
+    assert code == 0
+    assert out.out.startswith("5 added, 0 unchanged, 0 replaced, 0 moved, 0 removed, 0 failed")
+    (pictures / "red.png").unlink()
+    code, out = run("--json", "--delete", "--dry-run")
+    done = json.loads(out.out.splitlines()[-1])
+    assert (done["status"], done["unchanged"], done["removed"]) == ("done", 4, 1)
+    assert done["dry_run"] is True
+    code, out = run("--delete", "--report", str(tmp_path / "report.jsonl"))
+    assert "1 removed" in out.out
+    lines = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
+    assert len(lines) == 5
+    shutil.rmtree(pictures)
+    code, out = run("--delete")
+    assert code == 1
+    assert out.err.strip().splitlines()[-1].startswith(f"clip-ext: {pictures} is no folder")

@@ -176,6 +176,9 @@ def make_image_node(
     if str(file).encode("utf-8", "backslashreplace").decode() != str(file):
         reason = "its name is no Unicode text, as of another encoding; rename it"
         raise ImageLoadError(reason, source=given)
+    if id_by == "path" and (twin := _twin(file)):
+        reason = f"{twin.name} beside it has the same name, but for how its accents are spelled"
+        raise ImageLoadError(f"{reason}; rename one of them", source=given)
     try:
         # Before the content is read: if the file changes in between, the date is too old, and the
         # next look at it finds the change; the other way round it would find nothing.
@@ -249,6 +252,18 @@ def path_id(file: Path) -> str:
     """Return the id of a file's node, by its path, which is absolute and has no links."""
     # NFC, so that one name has one id whichever way the file system spells its accents.
     return str(uuid.uuid5(_NAMESPACE, unicodedata.normalize("NFC", file.as_posix())))
+
+
+def _twin(file: Path) -> Path | None:
+    """Return another file that would have the same id."""
+    composed = Path(unicodedata.normalize("NFC", str(file)))
+    if composed == file:
+        return None
+    try:
+        # Most file systems of macOS take the two names for one.
+        return None if composed.samefile(file) else composed
+    except OSError:
+        return None
 
 
 def modified_date(state: os.stat_result, *, is_settled: bool = True) -> str:

@@ -251,7 +251,6 @@ class _Sync(Ingest):
         self.missing = {
             row.id: row for row in stored if row.path not in self.first and _is_gone(row.path)
         }
-        self.moving = self._half_moved()
         self.by_content = defaultdict(list)
         for row in self.missing.values():
             self.by_content[row.content_hash].append(row)
@@ -259,16 +258,6 @@ class _Sync(Ingest):
         self.sources: dict[str, StoredFile] = {}
         self.old: dict[str, BaseNode] = {}
         self.moved_from: dict[int, str] = {}
-
-    def _half_moved(self) -> dict[str, StoredFile]:
-        """Take, by the new path, the old rows of moves that were cut short: both are there."""
-        present = {(row.content_hash, row.modified): row.path for row in self.rows.values()}
-        moving: dict[str, StoredFile] = {}
-        for row in list(self.missing.values()):
-            path = present.get((row.content_hash, row.modified))
-            if path and path not in moving:
-                moving[path] = self.missing.pop(row.id)
-        return moving
 
     def _read(self, numbered: tuple[int, Any]) -> Read:
         """Leave unread what is known; see `Ingest`."""
@@ -278,7 +267,7 @@ class _Sync(Ingest):
         if self.first[path] != index:
             return Read(index, path)
         try:
-            if row and not self.checksum and path not in self.moving and self._is_as_stored(row):
+            if row and not self.checksum and self._is_as_stored(row):
                 return Read(index, path)
         except (OSError, ImageLoadError):
             pass  # Said by who reads it.
@@ -301,9 +290,10 @@ class _Sync(Ingest):
                 node.id_ = row.id
                 hashes[row.id] = row.node_hash
             if row and row.content_hash == content:
-                self.sources[node.node_id] = self.moving.get(path, row)
+                self.sources[node.node_id] = row
             elif gone := self.by_content[content]:
-                self.sources[node.node_id] = self.missing.pop(gone.pop().id)
+                moved = self.missing.pop(gone.pop().id)
+                self.sources[node.node_id] = self.rows[path] = moved
         ids = [] if self.report.dry_run else [row.id for row in self.sources.values()]
         self.old = {node.node_id: node for node in self.vector_store.get_nodes(ids)} if ids else {}
         return hashes
@@ -348,18 +338,23 @@ class _Sync(Ingest):
             print(json.dumps(line, ensure_ascii=False), file=self.lines, flush=True)
 
     def settle_missing(self, *, delete: bool) -> None:
-        """Count the rows whose files are gone, and remove them if asked to."""
+        """Count the rows whose files are gone, and remove those that are to be."""
         # Looked for again: a drive may have come back, or have gone since.
         gone = [row for row in self.missing.values() if _is_gone(row.path)]
         if delete and gone:
             self.check_not_empty()
-        for rows in batched(gone, _BATCH):
-            if delete and not self.report.dry_run:
-                self.vector_store.delete_nodes([row.id for row in rows])
-            self.report.removed += len(rows) if delete else 0
-            self.report.missing += 0 if delete else len(rows)
-            for row in rows:
-                self._line("removed" if delete else "missing", row.path)
+        # What a rename leaves is taken back even so: a run that was cut short wrote the new row.
+        names = {(row.content_hash, row.modified): path for path, row in self.rows.items()}
+        new_names = [names.get((row.content_hash, row.modified)) for row in gone]
+        for both in batched(zip(gone, new_names, strict=True), _BATCH):
+            removed = [(row, name) for row, name in both if delete or name]
+            if removed and not self.report.dry_run:
+                self.vector_store.delete_nodes([row.id for row, _ in removed])
+            self.report.removed += len(removed)
+            self.report.missing += len(both) - len(removed)
+            for row, name in both:
+                reason = f"it is {name} now" if name else ""
+                self._line("removed" if delete or name else "missing", row.path, reason=reason)
         self._tell()
 
     def check_not_empty(self) -> None:

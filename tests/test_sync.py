@@ -382,7 +382,8 @@ def test_a_move_that_was_cut_short_is_finished(sync, clip, store, pictures, monk
             sync_images(pictures, embed_model=clip, vector_store=store)
     assert store.count() == 6
 
-    sync(pictures, unchanged=4, moved=1)
+    sync(pictures, unchanged=5, removed=1)
+    assert sync.lines[-1]["reason"] == f"it is {pictures / 'scarlet.png'} now"
     assert_equal(store, clip, pictures)
 
 

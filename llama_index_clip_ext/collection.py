@@ -1,4 +1,4 @@
-"""A Milvus collection: reached, made with the presets, and checked before it is used."""
+"""A Milvus collection: made with the presets, and checked before it is used."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import urlparse
 
@@ -14,6 +14,7 @@ from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from . import lite
+from .connection import Connection
 from .errors import DimensionMismatchError, StoreError
 from .expressions import Engine
 from .full_text import INDEX, SPARSE_FIELD, FullText, add_bm25, no_jieba, text_options
@@ -40,9 +41,6 @@ _TYPES: Mapping[DataType, type] = {
     DataType.DOUBLE: float,
 }
 
-# Seconds. pymilvus's own default, which some of its versions lose on the way: they wait for ever.
-_CONNECT_TIMEOUT = 10
-
 _MAX_BATCH_BYTES = 16 * 2**20  # Well below the 64 MiB that a server's gRPC takes at once.
 _MAX_BATCH_ROWS = 1_000
 
@@ -59,10 +57,10 @@ def read_passport(
     Raises:
         StoreError: If the database cannot be opened or has no such collection.
     """
-    with _opened(uri, token, db_name, collection_name) as (client, lock, passport):
-        with lock, reported():
-            client.load_collection(collection_name)
-            rows = client.query(collection_name, filter="", output_fields=["count(*)"])
+    with _opened(uri, token, db_name, collection_name) as (connection, passport):
+        with reported():
+            connection.load(collection_name)
+            rows = connection.call("query", collection_name, filter="", output_fields=["count(*)"])
         return passport, int(rows[0]["count(*)"])
 
 
@@ -75,73 +73,35 @@ def passport_of(uri: str, token: str, collection_name: str) -> Iterator[Passport
     Raises:
         StoreError: If the database cannot be opened or has no such collection.
     """
-    with _opened(uri, token, "", collection_name) as (_, _, passport):
+    with _opened(uri, token, "", collection_name) as (_, passport):
         yield passport
 
 
 @contextmanager
 def _opened(
     uri: str | os.PathLike[str], token: str, db_name: str, collection_name: str
-) -> Iterator[tuple[MilvusClient, AbstractContextManager[Any], Passport | None]]:
+) -> Iterator[tuple[Connection, Passport | None]]:
     address = os.fspath(uri)
     if lite.is_lite(address) and not os.path.exists(lite.lite_path(address, make=False)):
         raise StoreError(
             f"{address} does not exist; `clip-ext index FOLDER --uri {address}` makes it"
         )
-    client, path, lock = connect(address, token, db_name)
-    try:
-        with lock, reported():
-            if not client.has_collection(collection_name):
+    with closing(Connection(uri, token, db_name)) as connection:
+        with reported():
+            if not connection.call("has_collection", collection_name):
                 raise StoreError(
-                    f"no collection {collection_name!r} in {address}; there are: "
-                    f"{', '.join(sorted(client.list_collections())) or 'none'}"
+                    f"no collection {collection_name!r} in {connection.address}; there are: "
+                    f"{', '.join(sorted(connection.call('list_collections'))) or 'none'}"
                 )
-            properties = client.describe_collection(collection_name)["properties"]
-        yield client, lock, Passport.from_properties(properties)
-    finally:
-        disconnect(client, path)
+            properties = connection.call("describe_collection", collection_name)["properties"]
+        yield connection, Passport.from_properties(properties)
 
 
-def connect(
-    address: str, token: str, db_name: str
-) -> tuple[MilvusClient, str | None, AbstractContextManager[Any]]:
-    """Reach a database.
-
-    Returns:
-        The client; the path of an embedded file, ``None`` for a server; the lock to use it under.
-
-    Raises:
-        StoreError: If it cannot be reached; names the address, without its credentials.
-    """
-    if lite.is_lite(address):
-        path = lite.lite_path(address)
-        client, lock = lite.connect(path)
-        return client, path, lock
-    try:
-        client = MilvusClient(address, token=token, db_name=db_name, timeout=_CONNECT_TIMEOUT)
-        return client, None, nullcontext()
-    except MilvusException as err:
-        credentials, _, host = urlparse(address).netloc.rpartition("@")
-        reason = err.message.replace(f"{credentials}@", "") if credentials else err.message
-        # Not "from err": some versions of pymilvus write the password into it.
-        raise StoreError(
-            f"cannot reach Milvus at {host}: {reason}; is the server up, and are the address, "
-            "token and db_name right?"
-        ) from None
-
-
-def disconnect(client: MilvusClient, path: str | None) -> None:
-    """Leave a database that `connect` reached."""
-    client.close()
-    if path:
-        lite.disconnect(path)
-
-
-def engine(client: MilvusClient, path: str | None) -> Engine:
+def engine(connection: Connection) -> Engine:
     """Say who reads the expressions of a database."""
-    if path:
+    if connection.is_lite:
         return Engine.LITE
-    version = re.match(r"v?(\d+)\.(\d+)", client.get_server_version())
+    version = re.match(r"v?(\d+)\.(\d+)", connection.call("get_server_version"))
     is_old = version and (int(version[1]), int(version[2])) < (2, 4)
     return Engine.OLD_SERVER if is_old else Engine.SERVER
 
@@ -188,33 +148,34 @@ def index_config(address: str, index_type: str, similarity_metric: str) -> dict[
 
 
 def create(
-    client: MilvusClient,
+    connection: Connection,
     collection_name: str,
     passport: Passport,
     index: dict[str, Any],
     consistency_level: str,
 ) -> None:
     """Make a collection with our columns, its index and its passport."""
-    schema = client.create_schema(auto_id=False, enable_dynamic_field=True)
+    schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=True)
     add_fields(schema, passport.space.dim, text_options(passport.full_text))
     if passport.full_text:
         add_bm25(schema)
-    client.create_collection(
+    connection.call(
+        "create_collection",
         collection_name,
         schema=schema,
         consistency_level=consistency_level,
         properties=passport.to_properties(),
     )
-    _add_index(client, collection_name, "embedding", index)
+    _add_index(connection, collection_name, "embedding", index)
     if passport.full_text:
-        _add_index(client, collection_name, SPARSE_FIELD, INDEX)
+        _add_index(connection, collection_name, SPARSE_FIELD, INDEX)
 
 
 def _add_index(
-    client: MilvusClient, collection_name: str, field: str, index: Mapping[str, Any]
+    connection: Connection, collection_name: str, field: str, index: Mapping[str, Any]
 ) -> None:
     params = {key: index[key] for key in index if key not in ("index_type", "metric_type")}
-    index_params = client.prepare_index_params()
+    index_params = MilvusClient.prepare_index_params()
     index_params.add_index(
         field_name=field,
         index_name=field,
@@ -222,11 +183,11 @@ def _add_index(
         metric_type=index["metric_type"],
         params=params,
     )
-    client.create_index(collection_name, index_params)
+    connection.call("create_index", collection_name, index_params)
 
 
 def check(
-    client: MilvusClient,
+    connection: Connection,
     description: Mapping[str, Any],
     space: EmbeddingSpace,
     index: dict[str, Any],
@@ -238,20 +199,22 @@ def check(
     if passport:
         passport.check(space, name)
         passport.check_full_text(full_text, name)
-        if not client.list_indexes(name, field_name="embedding"):
-            _add_index(client, name, "embedding", {**index, "metric_type": passport.metric})
-        if passport.full_text and not client.list_indexes(name, field_name=SPARSE_FIELD):
-            _add_index(client, name, SPARSE_FIELD, INDEX)
-        metric = client.describe_index(name, "embedding")["metric_type"]
+        if not connection.call("list_indexes", name, field_name="embedding"):
+            _add_index(connection, name, "embedding", {**index, "metric_type": passport.metric})
+        if passport.full_text and not connection.call(
+            "list_indexes", name, field_name=SPARSE_FIELD
+        ):
+            _add_index(connection, name, SPARSE_FIELD, INDEX)
+        metric = connection.call("describe_index", name, "embedding")["metric_type"]
         if metric != passport.metric:
             raise StoreError(
                 f"collection {name!r}: its index compares by {metric}, its passport says "
                 f"{passport.metric}; drop the index, or index again with overwrite=True"
             )
-        existing = client.list_partitions(name)
+        existing = connection.call("list_partitions", name)
         for partition in PARTITIONS.values():
             if partition not in existing:
-                client.create_partition(name, partition)
+                connection.call("create_partition", name, partition)
         return passport
     vectors = [field for field in description["fields"] if field["name"] == "embedding"]
     dim = int(vectors[0]["params"]["dim"]) if vectors else 0
@@ -262,8 +225,8 @@ def check(
             expected=dim,
             actual=space.dim,
         )
-    for index in client.list_indexes(name, field_name="embedding"):
-        metric = client.describe_index(name, index)["metric_type"]
+    for index in connection.call("list_indexes", name, field_name="embedding"):
+        metric = connection.call("describe_index", name, index)["metric_type"]
         if metric not in ("COSINE", "IP"):
             raise StoreError(
                 f"collection {name!r} was not made by this package, and its index compares by "

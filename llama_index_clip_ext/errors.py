@@ -16,7 +16,8 @@ ClipExtError(Exception)                      catch this to catch all of ours
 ├── SyncError(RuntimeError)                  a folder that a collection must not be made equal to
 │   └── SyncRunningError                     another sync of the collection runs; carries .pid
 └── StoreError(OSError)                      the Milvus database cannot be opened
-    └── StoreLockedError                     another process holds it; carries .path and .pid
+    ├── StoreLockedError                     another process holds it; carries .path and .pid
+    └── StoreUnavailableError                the server does not answer; carries .address
 
 Each also inherits the built-in exception that a caller would guess. `IngestInterrupted` is none of
 them but a ``KeyboardInterrupt``: Ctrl-C, with the report of what was done until then.
@@ -189,3 +190,18 @@ class StoreLockedError(StoreError):
         super().__init__(message)
         self.path = path
         self.pid = pid
+
+
+class StoreUnavailableError(StoreError):
+    """A Milvus server did not answer in time, whatever was tried.
+
+    Nothing that was acknowledged is lost. Once the server is back, the same objects work again,
+    and what failed can be done again as it was.
+
+    Attributes:
+        address: The server's, without credentials.
+    """
+
+    def __init__(self, message: str, *, address: str = "") -> None:
+        super().__init__(message)
+        self.address = address

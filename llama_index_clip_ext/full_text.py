@@ -9,7 +9,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias, get_args
 
-from pymilvus import CollectionSchema, DataType, Function, FunctionType, MilvusClient
+from pymilvus import CollectionSchema, DataType, Function, FunctionType
 
 from .errors import StoreError
 
@@ -63,17 +63,20 @@ def check_analyzer(full_text: str | None) -> None:
         raise ValueError(f"full_text is {full_text!r}, expected {known} or None")
 
 
-def check_support(client: MilvusClient, full_text: FullText, *, is_lite: bool) -> None:
+def check_support(version: str | None, full_text: FullText) -> None:
     """Refuse a Milvus that could not keep such a collection, before anything is made or dropped.
+
+    Args:
+        version: A server's; ``None`` for Milvus Lite.
+        full_text: The analyzer that is wanted.
 
     Raises:
         StoreError: If it has no BM25, or no tokenizer for the language.
     """
-    if is_lite:
+    if version is None:
         if full_text == "chinese" and find_spec("jieba") is None:
             raise no_jieba()
         return
-    version = client.get_server_version()
     number = re.search(r"(\d+)\.(\d+)", version)
     # A build without a number is taken to be a new one.
     if number and tuple(map(int, number.groups())) < _NEEDS:

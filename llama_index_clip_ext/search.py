@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,9 +14,9 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryMode,
     VectorStoreQueryResult,
 )
-from pymilvus import MilvusClient
 
 from .bm25 import bm25_scores
+from .connection import Connection
 from .errors import DimensionMismatchError
 from .expressions import ids_expression
 from .full_text import INDEX, SPARSE_FIELD, FullText, lite_terms, searchable
@@ -45,11 +44,9 @@ class Scope:
     """What is searched.
 
     Attributes:
-        client: Of the database.
-        lock: Under which to use it.
+        connection: To the database.
         collection_name: The collection.
         dim: Components of its vectors.
-        is_lite: Whether it is an embedded file.
         has_hnsw: Whether their index is HNSW, whose searches say how hard to look.
         full_text: Analyzer of its texts; ``None`` if they cannot be searched by words.
         expression: Condition that hits meet; empty for none.
@@ -57,11 +54,9 @@ class Scope:
         output_fields: What a hit needs to become a node.
     """
 
-    client: MilvusClient
-    lock: AbstractContextManager[Any]
+    connection: Connection
     collection_name: str
     dim: int
-    is_lite: bool
     has_hnsw: bool
     full_text: FullText | None
     expression: str
@@ -151,7 +146,7 @@ def _by_words(scope: Scope, text: str, limit: int) -> list[Hit]:
     words = searchable(text)
     if not words:
         return []
-    if scope.is_lite:
+    if scope.connection.is_lite:
         return _weighed(scope, scope.full_text, words, limit)
     return _hits(scope, SPARSE_FIELD, [words], limit, _BM25, scope.output_fields)[0]
 
@@ -165,18 +160,17 @@ def _weighed(scope: Scope, full_text: FullText, words: str, limit: int) -> list[
     found = _hits(scope, SPARSE_FIELD, [words], max(limit, _LITE_POOL), _BM25, [SPARSE_FIELD])[0]
     if not found:
         return []
-    with scope.lock:
-        counted = scope.client.query(scope.collection_name, output_fields=["count(*)"])
+    counted = scope.connection.call("query", scope.collection_name, output_fields=["count(*)"])
     documents = [hit["entity"][SPARSE_FIELD] for hit in found]
     scores = bm25_scores(lite_terms(full_text, words), documents, counted[0]["count(*)"])
     score_of = {hit["id"]: score for hit, score in zip(found, scores, strict=True)}
     best = sorted(score_of, key=lambda node_id: -score_of[node_id])[:limit]
-    with scope.lock:
-        rows = scope.client.query(
-            scope.collection_name,
-            filter=ids_expression("id", best),
-            output_fields=["id", *scope.output_fields],
-        )
+    rows = scope.connection.call(
+        "query",
+        scope.collection_name,
+        filter=ids_expression("id", best),
+        output_fields=["id", *scope.output_fields],
+    )
     row_of = {row["id"]: row for row in rows}
     # What was deleted in between is left out.
     return [
@@ -194,17 +188,17 @@ def _hits(
     params: dict[str, Any],
     output_fields: list[str],
 ) -> list[list[Hit]]:
-    with scope.lock:
-        found = scope.client.search(
-            scope.collection_name,
-            data=list(data),
-            anns_field=field,
-            limit=limit,
-            filter=scope.expression,
-            output_fields=output_fields,
-            search_params=params,
-            partition_names=scope.partitions,
-        )
+    found = scope.connection.call(
+        "search",
+        scope.collection_name,
+        data=list(data),
+        anns_field=field,
+        limit=limit,
+        filter=scope.expression,
+        output_fields=output_fields,
+        search_params=params,
+        partition_names=scope.partitions,
+    )
     return [list(hits) for hits in found]
 
 

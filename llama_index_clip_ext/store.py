@@ -6,9 +6,8 @@ import asyncio
 import os
 import random
 import re
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -28,6 +27,7 @@ from pymilvus.exceptions import MilvusException
 
 from . import collection
 from .collection import DEFAULT_COLLECTION, DEFAULT_URI, PARTITIONS
+from .connection import DEFAULT_TIMEOUT, Connection, split_credentials
 from .errors import FilterError, StoreError
 from .expressions import Engine, ids_expression
 from .filters import filter_expression
@@ -95,6 +95,7 @@ def create_vector_store(
     similarity_metric: str = "auto",
     consistency_level: str = "Session",
     full_text: FullText | None = None,
+    timeout: float = DEFAULT_TIMEOUT,
 ) -> CLIPMilvusVectorStore:
     """Open the collection of a model, or make it: dimension, metric and index are chosen.
 
@@ -115,6 +116,9 @@ def create_vector_store(
             collection that is made now: ``"english"``, ``"chinese"`` or ``"standard"``. An existing
             one has that which it was made with. Needs Milvus Lite or Milvus 2.5; for Chinese on
             Milvus Lite, the package ``jieba``.
+        timeout: Seconds that a server may take for one call, and to be reached, with all that is
+            tried again meanwhile. Many nodes are added in several calls. A collection is loaded
+            for as long as the server says that it is at it.
 
     Returns:
         The store; close it, or use it in a ``with`` statement.
@@ -123,6 +127,7 @@ def create_vector_store(
         DimensionMismatchError: If the collection's vectors have another dimension.
         EmbeddingSpaceMismatchError: If another model wrote the collection.
         StoreLockedError: If another process holds the embedded file.
+        StoreUnavailableError: If the server does not answer in time.
         StoreError: If the database cannot be opened, or has no full text though it is wanted.
         ValueError: If the index, metric or consistency level is not one that works here.
     """
@@ -142,6 +147,7 @@ def create_vector_store(
         similarity_metric=similarity_metric,
         consistency_level=consistency_level,
         full_text=full_text,
+        timeout=timeout,
     )
 
 
@@ -149,21 +155,20 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
     """A Milvus collection of unit vectors, images and texts kept apart.
 
     Writes are upserts; what would poison the collection is refused before a call, alike on Milvus
-    Lite and on a server; hits come without their vectors. `create_vector_store` makes one.
+    Lite and on a server; hits come without their vectors. While a server does not answer, calls are
+    tried again, up to the time limit; then they raise `StoreUnavailableError`, and once it does,
+    the same store works again. `create_vector_store` makes one.
     """
 
     _passport: Passport | None = PrivateAttr(default=None)
     _dim: int = PrivateAttr(default=0)
     _has_hnsw: bool = PrivateAttr(default=False)
+    _connection: Connection = PrivateAttr()
     _db_name: str = PrivateAttr(default="")
-    _lite_path: str | None = PrivateAttr(default=None)
-    _lock: AbstractContextManager[Any] = PrivateAttr(default_factory=nullcontext)
     _fields: dict[str, Field] = PrivateAttr(default_factory=metadata_fields)
     _engine: Engine = PrivateAttr(default=Engine.LITE)
     _is_partitioned: bool = PrivateAttr(default=True)
     _unflushed: int = PrivateAttr(default=0)
-    _is_closed: bool = PrivateAttr(default=False)
-    _closing: threading.Lock = PrivateAttr(default_factory=threading.Lock)
 
     def __init__(
         self,
@@ -178,6 +183,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         similarity_metric: str,
         consistency_level: str,
         full_text: FullText | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
         if consistency_level not in _CONSISTENCY_LEVELS:
             raise ValueError(
@@ -185,54 +191,64 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
                 f"{', '.join(_CONSISTENCY_LEVELS)}"
             )
         check_analyzer(full_text)
-        address = os.fspath(uri)
+        address, _ = split_credentials(os.fspath(uri))
         index = collection.index_config(address, index_type, similarity_metric)
-        client, path, lock = collection.connect(address, token, db_name)
+        connection = Connection(uri, token, db_name, timeout=timeout)
         try:
-            with lock, collection.reported():
+            with connection.lock, collection.reported():
                 if full_text:
-                    check_support(client, full_text, is_lite=path is not None)
-                if overwrite and client.has_collection(collection_name):
-                    client.drop_collection(collection_name)
-                if not client.has_collection(collection_name):
+                    is_lite = connection.is_lite
+                    check_support(
+                        None if is_lite else connection.call("get_server_version"), full_text
+                    )
+                if overwrite and connection.call("has_collection", collection_name):
+                    connection.call("drop_collection", collection_name)
+                if not connection.call("has_collection", collection_name):
                     new = Passport(space, index["metric_type"], full_text=full_text)
-                    collection.create(client, collection_name, new, index, consistency_level)
-                description = client.describe_collection(collection_name)
-                passport = collection.check(client, description, space, index, full_text)
+                    collection.create(connection, collection_name, new, index, consistency_level)
+                description = connection.call("describe_collection", collection_name)
+                passport = collection.check(connection, description, space, index, full_text)
                 # Serially and before any thread searches: after reopening, Milvus Lite's
                 # collections are released, and a first access by several threads loses rows.
-                client.load_collection(collection_name)
-                super().__init__(
-                    uri=path or address,
-                    token=token,
-                    db_name=db_name,
-                    collection_name=collection_name,
-                    dim=space.dim,
-                    similarity_metric=passport.metric if passport else index["metric_type"],
-                    index_config=index,
-                    consistency_level=consistency_level,
-                    output_fields=OUTPUT_FIELDS,
-                    upsert_mode=True,
-                    use_async_client=False,
-                )
-                self._milvusclient.close()
-                partitions = client.list_partitions(collection_name)
-                made = client.describe_index(collection_name, "embedding") or {}
+                connection.load(collection_name)
+                partitions = connection.call("list_partitions", collection_name)
+                made = connection.call("describe_index", collection_name, "embedding") or {}
+                read_by = collection.engine(connection)
         except BaseException:
-            collection.disconnect(client, path)
+            connection.close()
             raise
-        self.uri = path or address
-        self._milvusclient = client
+        # Not by the constructor of MilvusVectorStore, which would reach the database once more, in
+        # its own way; and without the token, which would be shown wherever the fields are.
+        fields: dict[str, Any] = {
+            "uri": connection.address,
+            "collection_name": collection_name,
+            "dim": space.dim,
+            "similarity_metric": passport.metric if passport else index["metric_type"],
+            "consistency_level": consistency_level,
+            "output_fields": OUTPUT_FIELDS,
+            "upsert_mode": True,
+            "index_config": index,
+            "search_config": {},
+            "sparse_index_config": {},
+            "sparse_embedding_function": None,
+            "collection_properties": None,
+            "hybrid_ranker": "RRFRanker",
+            "scalar_field_names": None,
+            "scalar_field_types": None,
+            "use_async_client": False,
+        }
+        super(MilvusVectorStore, self).__init__(**fields)
+        self._async_milvusclient = None
+        self._collection_initialized = True
+        self._connection = connection
         self._passport = passport
         self._dim = space.dim
         # As it was made, which the options of a later opening do not change.
         self._has_hnsw = made.get("index_type") == "HNSW"
         self._db_name = db_name
-        self._lite_path = path
-        self._lock = lock
         if not passport:
             self._fields = collection.columns(description)
-        self._engine = collection.engine(client, path)
+        self._engine = read_by
         self._is_partitioned = set(PARTITIONS.values()) <= set(partitions)
 
     @classmethod
@@ -258,9 +274,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
     @property
     def client(self) -> MilvusClient:
         """The client, to be used by one thread at a time on an embedded file."""
-        if self._is_closed:
-            raise StoreError(f"the store of {self.uri!r} is closed; open it again")
-        return self._milvusclient
+        return self._connection.client
 
     def add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:
         """Write nodes; a node whose id is there is replaced whole. All are checked before any is.
@@ -276,10 +290,12 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             EmbeddingError: If an embedding is missing, not finite, or not of unit length.
             DimensionMismatchError: If an embedding has another dimension.
             RowTooLargeError: If Milvus could not store a node.
+            StoreUnavailableError: If a server did not answer in time; some of the nodes may be
+                stored. Adding them again stores the others, and none twice.
             MilvusException: If Milvus fails.
         """
         rows = {node.node_id: node_to_row(node, self._dim) for node in nodes}
-        with self._lock:
+        with self._connection.lock:
             for modality, partition in PARTITIONS.items():
                 of_modality = [row for row in rows.values() if row["modality"] == modality]
                 for batch in collection.batches(of_modality):
@@ -378,9 +394,9 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             FilterError: If a filter cannot be expressed.
         """
         # Not by pymilvus's query_iterator, which puts ids into its expressions unescaped.
-        with self._lock, _naming(filters):
-            rows = self.client.query(
-                self.collection_name,
+        with _naming(filters):
+            rows = self._call(
+                "query",
                 filter=self._expression(filters, None, None) or 'id != ""',
                 output_fields=["id"],
                 partition_names=self._partition_names(modality),
@@ -442,8 +458,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
                 "passport to keep a calibration in"
             )
         passport = replace(self._passport, calibration=dict(statistics))
-        with self._lock:
-            self.client.alter_collection_properties(self.collection_name, passport.to_properties())
+        self._call("alter_collection_properties", passport.to_properties())
         self._passport = passport
 
     def count(
@@ -459,10 +474,8 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             # By column: count(*) of a partition counts the whole collection on Milvus Lite.
             of_modality = f'modality == "{modality}"'
             expression = f"{of_modality} and {expression}" if expression else of_modality
-        with self._lock, _naming(filters):
-            rows = self.client.query(
-                self.collection_name, filter=expression, output_fields=["count(*)"]
-            )
+        with _naming(filters):
+            rows = self._call("query", filter=expression, output_fields=["count(*)"])
         return int(rows[0]["count(*)"])
 
     def recall_vs_exact(
@@ -543,17 +556,11 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
 
     def clear(self) -> None:
         """Delete everything; the collection and its passport stay."""
-        with self._lock:
-            self._delete('id != ""')
+        self._delete('id != ""')
 
     def close(self) -> None:
         """Let go of the database; the last store to close an embedded file unlocks it."""
-        with self._closing:
-            if self._is_closed:
-                return
-            self._is_closed = True
-        with self._lock:  # After the call that another thread may be in.
-            collection.disconnect(self._milvusclient, self._lite_path)
+        self._connection.close()
 
     def __enter__(self) -> CLIPMilvusVectorStore:
         return self
@@ -662,17 +669,14 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         return OUTPUT_FIELDS if self._passport else ["*"]
 
     def _scope(self, query: VectorStoreQuery, modality: Modality | None) -> Scope:
-        client = self.client
         if self._unflushed >= _MAX_UNFLUSHED:
-            with self._lock:
-                client.flush(self.collection_name)
+            with self._connection.lock:
+                self._call("flush")
                 self._unflushed = 0
         return Scope(
-            client=client,
-            lock=self._lock,
+            connection=self._connection,
             collection_name=self.collection_name,
             dim=self._dim,
-            is_lite=self._lite_path is not None,
             has_hnsw=self._has_hnsw,
             full_text=self.full_text,
             # LlamaIndex's empty list of ids means no condition.
@@ -725,19 +729,19 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
     def _write(self, batch: list[dict[str, Any]], partition: str) -> None:
         # Milvus Lite's upsert merges: metadata that the new row lacks would stay. Its insert
         # replaces a row of the same id whole, where a server's would keep both.
-        if self._lite_path or not self._is_partitioned:
-            write = self.client.insert if self._lite_path else self.client.upsert
-            write(self.collection_name, batch, partition_name=partition)
-            self._unflushed += len(batch) if self._lite_path else 0
+        is_lite = self._connection.is_lite
+        if is_lite or not self._is_partitioned:
+            self._call("insert" if is_lite else "upsert", batch, partition_name=partition)
+            self._unflushed += len(batch) if is_lite else 0
             return
         # A server's upsert looks into its own partition only: a node that was an image would stay
         # one. Deleted after it, so that a node killed in between is there twice, not gone.
         (other,) = set(PARTITIONS.values()) - {partition}
         same_ids = ids_expression("id", [row["id"] for row in batch])
-        has_moved = self.client.query(
-            self.collection_name, filter=same_ids, partition_names=[other], output_fields=["id"]
+        has_moved = self._call(
+            "query", filter=same_ids, partition_names=[other], output_fields=["id"]
         )
-        self.client.upsert(self.collection_name, batch, partition_name=partition)
+        self._call("upsert", batch, partition_name=partition)
         if has_moved:
             self._delete(same_ids, other)
 
@@ -750,23 +754,23 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         rows: list[dict[str, Any]] = []
         for ids in [None] if node_ids is None else _chunks(list(node_ids), _MAX_IDS):
             expression = self._expression(filters, ids, None)
-            with self._lock, _naming(filters):
+            with _naming(filters):
                 # Without an expression a server wants a limit.
-                rows += self.client.query(
-                    self.collection_name,
+                rows += self._call(
+                    "query",
                     filter=expression or 'id != ""',
                     output_fields=["id", *fields],
                 )
         return rows
 
     def _delete(self, expression: str, partition: str | None = None) -> None:
-        with self._lock:
-            self.client.delete(self.collection_name, filter=expression, partition_name=partition)
-            if not self._lite_path:
-                # Milvus 2.3 dates deletes at 0, so that a session does not wait for its own.
-                self.client.query(
-                    self.collection_name, filter='id == ""', consistency_level="Strong"
-                )
+        self._call("delete", filter=expression, partition_name=partition)
+        if not self._connection.is_lite:
+            # Milvus 2.3 dates deletes at 0, so that a session does not wait for its own.
+            self._call("query", filter='id == ""', consistency_level="Strong")
+
+    def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self._connection.call(method, self.collection_name, *args, **kwargs)
 
 
 def check_pair(embed_model: object, vector_store: object) -> None:

@@ -1,0 +1,355 @@
+"""A real server that is killed, started again, paused, slow, or away."""
+
+import asyncio
+import random
+import socket
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+
+import numpy as np
+import pytest
+from by_hand import MODEL, NEAR_X, X, Y, ask, image, text
+from PIL import Image
+from server_process import ServerProcess
+
+from llama_index_clip_ext import (
+    StoreUnavailableError,
+    create_retriever,
+    create_vector_store,
+    ingest_images,
+)
+
+PICTURES = 60
+IN_TIME = 120  # Seconds for a server to come back on a busy machine; nobody waits for all of it.
+# What may come on top of a time limit: the machine is busy, a thread has to get its turn.
+SLACK = 10
+
+
+@pytest.fixture(scope="module")
+def mortal(tmp_path_factory):
+    """A server that the tests of this module kill, and leave running."""
+    process = ServerProcess(tmp_path_factory.mktemp("mortal"))
+    process.start()
+    yield process
+    process.kill()
+
+
+@pytest.fixture(scope="module")
+def many_pictures(tmp_path_factory):
+    """A folder of small pictures that are all different."""
+    folder = tmp_path_factory.mktemp("many")
+    pixels = np.random.default_rng(0).integers(0, 256, (PICTURES, 24, 32, 3), dtype=np.uint8)
+    for number, picture in enumerate(pixels):
+        Image.fromarray(picture).save(folder / f"{number:03}.png")
+    return folder
+
+
+def lost_of(store, expected):
+    """Count what should be there and is not, or otherwise, or twice."""
+    ids = Counter(store.get_ids())
+    lost = [node_id for node_id in expected if node_id not in ids]
+    strangers = [node_id for node_id in ids if node_id not in expected]
+    twice = store.count() - len(ids)  # Counted by row, where ids are of the newest row each.
+    wrong = [
+        node.node_id
+        for node in store.get_nodes(sorted(expected))
+        if not np.allclose(node.embedding, expected[node.node_id], atol=1e-4)
+    ]
+    return len(lost) + len(strangers) + twice + len(wrong)
+
+
+class Asking:
+    """Threads that ask a store the same all the time, and note what is not answered right."""
+
+    def __init__(self, ask_once, expected, threads=2):
+        self.ask_once = ask_once
+        self.expected = expected
+        self.answers = 0
+        self.wrong = []
+        self.stopped = threading.Event()
+        self.threads = [threading.Thread(target=self._run) for _ in range(threads)]
+
+    def _run(self):
+        while not self.stopped.wait(0.01):
+            try:
+                answer = self.ask_once()
+            except Exception as err:
+                answer = err
+            if answer == self.expected:
+                self.answers += 1
+            else:
+                self.wrong.append(answer)
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc_info):
+        self.stopped.set()
+        for thread in self.threads:
+            thread.join()
+
+
+def test_killed_and_started_again_under_load(mortal, clip, many_pictures, tries, tally):
+    files = sorted(many_pictures.iterdir())
+    vectors = dict(zip(map(str, files), clip.get_image_embedding_batch(files), strict=True))
+    rounds = tries(short=1, full=8)
+    with create_vector_store(MODEL, uri=mortal.address, timeout=IN_TIME) as filled:
+        filled.add([image("a", X), image("b", NEAR_X), text("c", Y)])
+        for number in range(rounds):
+            chance = random.Random(number)
+            with create_vector_store(
+                clip, uri=mortal.address, collection_name=f"round{number}", timeout=IN_TIME
+            ) as store:
+                killed_at = chance.uniform(0.2, 2)
+
+                def slowly():
+                    for file in files:
+                        time.sleep(3 / PICTURES)
+                        yield file
+
+                with (
+                    ThreadPoolExecutor(1) as pool,
+                    Asking(lambda: filled.query(ask(X)).ids, ["a", "b", "c"]) as asking,
+                ):
+                    ingest = pool.submit(
+                        ingest_images,
+                        slowly(),
+                        embed_model=clip,
+                        vector_store=store,
+                        batch_size=8,
+                    )
+                    time.sleep(killed_at)
+                    mortal.kill()
+                    time.sleep(chance.uniform(0, 1))
+                    mortal.start()
+                    report = ingest.result()
+                    before = asking.answers
+                    while asking.answers == before and not asking.wrong:
+                        time.sleep(0.1)
+
+                paths = {node.node_id: node.image_path for node in store.get_nodes(store.get_ids())}
+                lost = abs(PICTURES - report.added) + lost_of(
+                    store, {node_id: vectors[path] for node_id, path in paths.items()}
+                )
+                tally("server killed during ingest", tried=1, lost=lost)
+                tally(
+                    "server killed during queries",
+                    tried=asking.answers + len(asking.wrong),
+                    lost=len(asking.wrong),
+                )
+                assert asking.wrong == []
+                assert (report.added, report.failed) == (PICTURES, [])
+                assert sorted(paths.values()) == sorted(vectors)
+                assert lost == 0
+
+
+async def awake(doing):
+    """Wait for something that takes a while, during which the loop has to have its turns."""
+    turns = 0
+    task = asyncio.ensure_future(doing)
+    while not task.done():
+        await asyncio.sleep(0.01)
+        turns += 1
+    assert turns > 10
+    return await task
+
+
+def gives_up(address, limit, *calls):
+    """Make calls at the same time, each of which names the address in its time; count them."""
+
+    def give_up(call):
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailableError) as caught:
+            call()
+        assert time.monotonic() - started < limit + SLACK
+        assert caught.value.address == address
+        assert address in str(caught.value)
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        for future in [pool.submit(give_up, call) for call in calls]:
+            future.result()
+    return len(calls)
+
+
+def test_killed_while_nodes_are_added(mortal, clip, tally):
+    """It is not started again in time: one clear error; then the same objects make it whole."""
+    vectors = clip.get_text_embedding_batch([f"text {number}" for number in range(200)])
+    nodes = [text(f"n{number}", vector) for number, vector in enumerate(vectors)]
+    address = mortal.address
+    acknowledged = {}
+    with (
+        create_vector_store(clip, uri=address, collection_name="added", timeout=1) as store,
+        create_vector_store(clip, uri=address, collection_name="patient", timeout=IN_TIME) as other,
+    ):
+        retriever = create_retriever(clip, store, modality="text", similarity_top_k=1)
+        killer = threading.Timer(1, mortal.kill)
+        killer.start()
+
+        def add_on():
+            while True:
+                for start in range(0, 200, 4):
+                    store.add(nodes[start : start + 4])
+                    acknowledged.update(dict.fromkeys(f"n{start + one}" for one in range(4)))
+
+        with pytest.raises(StoreUnavailableError, match=r"of collection 'added' failed for") as err:
+            add_on()
+        killer.join()
+        assert address in str(err.value)
+
+        def open_it():
+            create_vector_store(clip, uri=address, collection_name="added", timeout=1)
+
+        tried = gives_up(
+            address,
+            1,
+            lambda: store.add(nodes[:8]),
+            lambda: store.delete_nodes(["n0"]),
+            lambda: retriever.retrieve("text 7"),
+            store.count,
+            open_it,
+            lambda: asyncio.run(awake(store.async_add(nodes))),
+            lambda: asyncio.run(awake(retriever.aretrieve("text 7"))),
+            *[lambda: store.query(ask(vectors[0]))] * 8,
+        )
+
+        mortal.start()
+        other.count()  # Waits until it is back.
+        # The first may find its collection not loaded yet, and has one second.
+        while True:
+            with suppress(StoreUnavailableError):
+                found = retriever.retrieve("text 7")
+                break
+        # n0 may have been deleted once the server was back, by the call that was given up.
+        missing = set(acknowledged) - set(store.get_ids()) - {"n0"}
+        store.add(nodes)
+        lost = len(missing) + lost_of(store, {node.node_id: node.embedding for node in nodes})
+
+    tally("server away: one clear error, then whole", tried=tried, lost=lost)
+    assert len(acknowledged) > 8
+    assert found[0].node.node_id == "n7"
+    assert missing == set()
+    assert lost == 0
+
+
+def test_paused_beyond_the_time_limit(mortal, tries, tally):
+    address = mortal.address
+    with create_vector_store(MODEL, uri=address, collection_name="paused", timeout=1) as store:
+        store.add([image("a", X), image("b", Y)])
+        for _ in range(tries(short=1, full=5)):
+            mortal.pause()  # For less than 5 s: it would take itself for dead.
+            try:
+                tried = gives_up(
+                    address,
+                    1,
+                    lambda: store.add([image("c", NEAR_X)]),
+                    store.count,
+                    lambda: asyncio.run(awake(store.aquery(ask(X)))),
+                    lambda: create_vector_store(MODEL, uri=address, timeout=1),
+                    *[lambda: store.query(ask(X))] * 8,
+                )
+            finally:
+                mortal.resume()
+            deadline = time.monotonic() + IN_TIME
+            while time.monotonic() < deadline:
+                with suppress(StoreUnavailableError):
+                    store.add([image("c", NEAR_X)])
+                    break
+            lost = lost_of(store, {"a": X, "b": Y, "c": NEAR_X})
+            tally("server paused beyond the time limit", tried=tried, lost=lost)
+            assert store.query(ask(X)).ids == ["a", "c", "b"]
+            assert lost == 0
+
+
+class Proxy:
+    """A way to a server that delays what it carries, or cuts it off."""
+
+    def __init__(self, port):
+        self.port = port
+        self.delay = 0.0
+        self.ends = []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.threads = [threading.Thread(target=self._accept)]
+        self.threads[0].start()
+
+    def _accept(self):
+        with suppress(OSError):
+            while True:
+                outside, _ = self.listener.accept()
+                inside = socket.create_connection(("127.0.0.1", self.port))
+                self.ends += outside, inside
+                for pair in ((outside, inside), (inside, outside)):
+                    self.threads.append(threading.Thread(target=self._pump, args=pair))
+                    self.threads[-1].start()
+
+    def _pump(self, source, target):
+        with suppress(OSError):
+            while chunk := source.recv(65536):
+                time.sleep(self.delay)
+                target.sendall(chunk)
+        self._shut(target)
+
+    @staticmethod
+    def _shut(one):
+        with suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+
+    def cut(self):
+        """End all connections; new ones are accepted."""
+        for one in list(self.ends):
+            self._shut(one)
+
+    def close(self):
+        self._shut(self.listener)
+        self.threads[0].join()
+        self.cut()
+        for thread in self.threads:
+            thread.join()
+        for one in (self.listener, *self.ends):
+            one.close()
+
+
+@contextmanager
+def way_to(address):
+    proxy = Proxy(int(address.rpartition(":")[2]))
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+
+
+def test_slow_and_cut_off(server, tries, tally):
+    with (
+        way_to(server) as proxy,
+        create_vector_store(MODEL, uri=proxy.address, collection_name="slow", timeout=2) as store,
+    ):
+        store.add([image("a", X), image("b", Y)])
+        expected = {"a": X, "b": Y}
+        proxy.delay = 0.1
+        assert store.query(ask(X)).ids == ["a", "b"]
+        lost = lost_of(store, expected)
+        proxy.delay = 3
+        tried = gives_up(
+            proxy.address,
+            2,
+            lambda: store.query(ask(X)),
+            lambda: store.add([image("c", NEAR_X)]),
+            lambda: create_vector_store(MODEL, uri=proxy.address, timeout=2),
+        )
+        proxy.delay = 0
+        proxy.cut()
+        for number in range(tries(short=10, full=100)):
+            proxy.cut()
+            store.add([image(f"n{number}", Y)])
+            expected[f"n{number}"] = Y
+            proxy.cut()
+            assert store.query(ask(X, top_k=1)).ids[0] in ("a", "c")
+        store.add([image("c", NEAR_X)])
+        lost += lost_of(store, expected | {"c": NEAR_X})
+        tally("server slow, connections cut off", tried=tried + 2 * (number + 1), lost=lost)
+        assert lost == 0

@@ -363,9 +363,11 @@ def info(
     Example: clip-ext info --uri ./photos.db
     """
     from .collection import read_passport
+    from .connection import split_credentials
 
     passport, count = read_passport(uri=uri, token=token, collection_name=collection)
-    facts: dict[str, Any] = {"uri": uri, "collection": collection, "rows": count}
+    address, _ = split_credentials(uri)
+    facts: dict[str, Any] = {"uri": address, "collection": collection, "rows": count}
     if passport:
         facts |= {**asdict(passport.space), "metric": passport.metric, "package": passport.package}
         facts |= {"full_text": passport.full_text, "calibrated": bool(passport.calibration)}
@@ -490,11 +492,11 @@ def _load_model(
 def _model_of(uri: str, token: str, collection: str) -> str | None:
     """Return the model of a collection; ``None`` if there is no such collection yet."""
     from .collection import read_passport
-    from .errors import StoreLockedError
+    from .errors import StoreLockedError, StoreUnavailableError
 
     try:
         passport, _ = read_passport(uri=uri, token=token, collection_name=collection)
-    except StoreLockedError:
+    except (StoreLockedError, StoreUnavailableError):
         raise
     except StoreError:
         return None  # What else is wrong is found, and said, where it is opened to be written.

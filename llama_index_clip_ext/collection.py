@@ -14,7 +14,7 @@ from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from . import lite
-from .connection import Connection
+from .connection import Connection, split_credentials
 from .errors import DimensionMismatchError, StoreError
 from .expressions import Engine
 from .full_text import INDEX, SPARSE_FIELD, FullText, add_bm25, no_jieba, text_options
@@ -81,7 +81,7 @@ def passport_of(uri: str, token: str, collection_name: str) -> Iterator[Passport
 def _opened(
     uri: str | os.PathLike[str], token: str, db_name: str, collection_name: str
 ) -> Iterator[tuple[Connection, Passport | None]]:
-    address = os.fspath(uri)
+    address, _ = split_credentials(os.fspath(uri))
     if lite.is_lite(address) and not os.path.exists(lite.lite_path(address, make=False)):
         raise StoreError(
             f"{address} does not exist; `clip-ext index FOLDER --uri {address}` makes it"

@@ -115,7 +115,7 @@ class Connection:
             self._client = self._tried(
                 "connecting", lambda left: _server_client(address, token, db_name, left)
             )
-        except (MilvusException, grpc.RpcError) as err:
+        except MilvusException as err:
             raise StoreError(
                 f"cannot reach Milvus at {address}: {_reason(err)}; are the address, token and "
                 "db_name right?"
@@ -148,7 +148,7 @@ class Connection:
 
         Raises:
             StoreUnavailableError: If the server did not do it in time.
-            StoreError: If the connection is closed.
+            StoreError: If the connection is closed, or does not let the call through.
             MilvusException: If Milvus refuses it.
         """
         if self.is_lite:
@@ -211,6 +211,10 @@ class Connection:
                 result = retrying(lambda: attempt(left()))
         except Exception as err:
             if not is_passing(err):
+                if isinstance(err, grpc.RpcError):  # Which has no message of its own.
+                    raise StoreError(
+                        f"Milvus at {self.address} refuses {doing}: {_reason(err)}"
+                    ) from err
                 raise
             seconds = time.monotonic() - started
             raise StoreUnavailableError(

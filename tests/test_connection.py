@@ -90,8 +90,6 @@ LASTING = {
     "of-the-client": ParamError(message="limit is wrong"),
     "quota": MilvusException(9, "quota exceeded[reason=memory quota exceeded]"),
     "token": wrapped(Failure(grpc.StatusCode.UNAUTHENTICATED, "auth check failure")),
-    "privilege": Failure(grpc.StatusCode.PERMISSION_DENIED),
-    "too-large": Failure(grpc.StatusCode.RESOURCE_EXHAUSTED),
     "none-of-milvus": TypeError("wrong type of argument"),
 }
 
@@ -114,6 +112,17 @@ def test_what_the_caller_did_wrong_is_not(client, failure):
         Connection(ADDRESS).call("search", "photos")
 
     assert caught.value is failure
+    assert len(client.calls) == 1
+
+
+@pytest.mark.parametrize("status", ["PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED"])
+def test_what_grpc_refuses_has_a_message(client, status):
+    client.failures = [Failure(grpc.StatusCode[status], "for a reason")]
+
+    with pytest.raises(StoreError, match=f"refuses search of .*: {status}: for a reason") as caught:
+        Connection(ADDRESS).call("search", "photos")
+
+    assert not isinstance(caught.value, StoreUnavailableError)
     assert len(client.calls) == 1
 
 

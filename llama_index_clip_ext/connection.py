@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from ipaddress import ip_address
@@ -182,10 +182,11 @@ class Connection:
             if self._is_closed:
                 return
             self._is_closed = True
-        with self.lock:  # After the call that another thread may be in.
-            self._client.close()
-            if self.is_lite:
-                lite.disconnect(self.address)
+        with suppress(StoreError), self.lock:
+            pass  # After the call that another thread may be in; or its file has failed.
+        self._client.close()
+        if self.is_lite:
+            lite.disconnect(self.address)
 
     def _tried(self, doing: str, attempt: Callable[[float], T]) -> T:
         """Try until it succeeds, fails for good, or the time is up.

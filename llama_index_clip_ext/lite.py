@@ -1,20 +1,79 @@
-"""One embedded Milvus file: its path, its one lock, and who else holds it."""
+"""One embedded Milvus file: its path, its one lock, its disk, and who else holds it."""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import threading
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 from urllib.parse import urlparse
 
+import numpy as np
+
 from .errors import StoreError, StoreLockedError
+
+# Milvus Lite writes to its log first, and later makes files of it that are larger: with their index
+# up to 1.9 times for rows, and 2.3 times for deletes, which it writes once for each partition.
+_GROWTH = 3
+# For a write: at most 16 MiB in the log, and the same again, grown, in the files.
+_ROOM_FOR_A_WRITE = 64 * 2**20
+# How an error of the operating system reads, of Python and of Arrow.
+_ERRNO = re.compile(r"\[errno (\d+)\]", re.IGNORECASE)
+
+
+class FileLock:
+    """The lock of one embedded file, which also ends its use once writing to the disk has failed.
+
+    After a failure Milvus Lite drops from memory what it was to write, and at the next success
+    deletes the log that has it; or it leaves half a record in the log, and never reads what it
+    writes behind it. Closed at once, it keeps its log, and the next opening reads that.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.failure = ""
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        if self.failure:
+            self._lock.release()
+            raise StoreError(self.failure)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        from pymilvus.exceptions import MilvusException
+
+        try:
+            said = _ERRNO.search(error.message) if isinstance(error, MilvusException) else None
+            if said:
+                self._fail(os.strerror(int(said[1])))
+                raise StoreError(self.failure) from error
+        finally:
+            self._lock.release()
+
+    def _fail(self, reason: str) -> None:
+        from milvus_lite.server_manager import server_manager_instance
+
+        self.failure = (
+            f"{self.path} could not be written ({reason}) and was closed, so that nothing is lost "
+            "that was stored. Free space on its disk, or make it writable, and open the store again"
+        )
+        server_manager_instance.release_server(self.path)
+
 
 # Milvus Lite loses rows when threads are first to touch a collection together, and counts wrong
 # during a flush: all access to one file goes through one lock, whichever store it comes from.
-_LOCKS: dict[str, threading.RLock] = {}
+_LOCKS: dict[str, FileLock] = {}
 _USERS: dict[str, int] = {}
 _REGISTRY_LOCK = threading.Lock()
 
@@ -48,7 +107,7 @@ def lite_path(uri: str, *, make: bool = True) -> str:
     return str(path)
 
 
-def connect(path: str) -> tuple[Any, threading.RLock]:
+def connect(path: str) -> tuple[Any, FileLock]:
     """Open an embedded file, or join those of this process that have it open.
 
     Args:
@@ -65,11 +124,14 @@ def connect(path: str) -> tuple[Any, threading.RLock]:
     from pymilvus.exceptions import MilvusException
 
     with _REGISTRY_LOCK:
-        lock = _LOCKS.setdefault(path, threading.RLock())
         try:
             client = MilvusClient(path)
         except MilvusException as err:
             raise _open_error(path) from err
+        lock = _LOCKS.get(path)
+        if lock is None or lock.failure:
+            _remove_cut_short_indexes(path)
+            lock = _LOCKS[path] = FileLock(path)
         _USERS[path] = _USERS.get(path, 0) + 1
         return client, lock
 
@@ -81,7 +143,76 @@ def disconnect(path: str) -> None:
     with _REGISTRY_LOCK:
         _USERS[path] -= 1
         if _USERS[path] == 0:
+            del _LOCKS[path]
             server_manager_instance.release_server(path)
+
+
+def check_room(path: str) -> None:
+    """Refuse a write that Milvus Lite might not get into its files later, before it is asked.
+
+    Raises:
+        StoreError: If the file is gone or read-only, or its disk too full; nothing is lost, and
+            the store may go on once that has changed.
+    """
+    if not os.path.exists(path):
+        raise StoreError(f"{path} is gone: it was moved or deleted while it was open")
+    if not os.access(path, os.W_OK):
+        raise StoreError(f"{path} has become read-only; make it writable, and write again")
+    logs = sum(log.stat().st_size for log in Path(path).glob("collections/*/wal/*.arrow"))
+    needed = _GROWTH * logs + _ROOM_FOR_A_WRITE
+    free = shutil.disk_usage(path).free
+    if free < needed:
+        raise StoreError(
+            f"the disk of {path} is full: {free / 2**20:.0f} MiB are free, and "
+            f"{needed / 2**20:.0f} MiB may be needed. Free some, and write again; what is stored "
+            "is safe and can be searched"
+        )
+
+
+def has_room(path: str) -> bool:
+    """Whether `check_room` would let a write pass."""
+    try:
+        check_room(path)
+    except StoreError:
+        return False
+    return True
+
+
+def remove_remains(path: str, collection_name: str, *, overwrite: bool) -> None:
+    """Remove what is left of a collection whose making, or dropping, was cut short.
+
+    Milvus Lite does not see a folder without a schema, nor makes a collection in its place.
+
+    Args:
+        path: As `lite_path` returns it, and open.
+        collection_name: The collection that is to be made.
+        overwrite: Whether that may cost rows.
+
+    Raises:
+        StoreError: If rows are left, which only ``overwrite`` may remove.
+    """
+    for folder in Path(path, "collections").iterdir():
+        if folder.name != collection_name or (folder / "schema.json").exists():
+            continue
+        has_rows = any(file.suffix in (".parquet", ".arrow") for file in folder.rglob("*"))
+        if has_rows and not overwrite:
+            raise StoreError(
+                f"collection {collection_name!r} in {path} has rows but no schema.json: dropping "
+                "it was cut short, or the file is damaged. With overwrite=True it is made anew"
+            )
+        shutil.rmtree(folder)
+
+
+def _remove_cut_short_indexes(path: str) -> None:
+    """Remove index files that are not whole: Milvus Lite makes anew what is missing, but fails.
+
+    It writes them in their place, behind the flush, and may be killed or find the disk full.
+    """
+    for file in Path(path).glob("collections/*/partitions/*/indexes/*.flat.idx"):
+        try:
+            np.load(file, mmap_mode="r")  # Reads the head, and compares it with the size.
+        except (EOFError, ValueError):
+            file.unlink()
 
 
 def _open_error(path: str) -> StoreError:
@@ -98,10 +229,17 @@ def _open_error(path: str) -> StoreError:
             "file that milvus-lite 2 kept. Choose another path and index again"
         )
     lock = file / "LOCK"
+    place = next(one for one in (file, *file.parents) if one.exists())
+    if os.statvfs(place).f_flag & os.ST_RDONLY:
+        return StoreError(f"{path} is on a read-only file system; choose another path")
     if not os.access(lock if lock.exists() else file if file.exists() else file.parent, os.W_OK):
         return StoreError(f"no permission to write {path}; change its owner or choose another path")
     if not lock.exists():
-        return StoreError(f"Milvus Lite cannot open {path}; its log (milvus_lite) has the cause")
+        free = shutil.disk_usage(place).free / 2**20
+        return StoreError(
+            f"Milvus Lite cannot open {path}, on a disk with {free:.0f} MiB free; its log "
+            "(milvus_lite) has the cause"
+        )
     pid = lock_holder(lock)
     holder = f"process {pid}" if pid else "another process"
     return StoreLockedError(

@@ -25,7 +25,7 @@ from llama_index.vector_stores.milvus import MilvusVectorStore
 from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
-from . import collection
+from . import collection, lite
 from .collection import DEFAULT_COLLECTION, DEFAULT_URI, PARTITIONS
 from .connection import DEFAULT_TIMEOUT, Connection, split_credentials
 from .errors import FilterError, StoreError
@@ -204,6 +204,10 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
                 if overwrite and connection.call("has_collection", collection_name):
                     connection.call("drop_collection", collection_name)
                 if not connection.call("has_collection", collection_name):
+                    if connection.is_lite:
+                        lite.remove_remains(
+                            connection.address, collection_name, overwrite=overwrite
+                        )
                     new = Passport(space, index["metric_type"], full_text=full_text)
                     collection.create(connection, collection_name, new, index, consistency_level)
                 description = connection.call("describe_collection", collection_name)
@@ -292,6 +296,8 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             RowTooLargeError: If Milvus could not store a node.
             StoreUnavailableError: If a server did not answer in time; some of the nodes may be
                 stored. Adding them again stores the others, and none twice.
+            StoreError: If the disk of an embedded file is too full, or fails. What was stored
+                before is safe; of these nodes a part may be stored.
             MilvusException: If Milvus fails.
         """
         rows = {node.node_id: node_to_row(node, self._dim) for node in nodes}
@@ -669,7 +675,8 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         return OUTPUT_FIELDS if self._passport else ["*"]
 
     def _scope(self, query: VectorStoreQuery, modality: Modality | None) -> Scope:
-        if self._unflushed >= _MAX_UNFLUSHED:
+        # Where the disk is too full for it, the search is slower.
+        if self._unflushed >= _MAX_UNFLUSHED and lite.has_room(self._connection.address):
             with self._connection.lock:
                 self._call("flush")
                 self._unflushed = 0
@@ -730,6 +737,8 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         # Milvus Lite's upsert merges: metadata that the new row lacks would stay. Its insert
         # replaces a row of the same id whole, where a server's would keep both.
         is_lite = self._connection.is_lite
+        if is_lite:
+            lite.check_room(self._connection.address)
         if is_lite or not self._is_partitioned:
             self._call("insert" if is_lite else "upsert", batch, partition_name=partition)
             self._unflushed += len(batch) if is_lite else 0
@@ -764,6 +773,8 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         return rows
 
     def _delete(self, expression: str, partition: str | None = None) -> None:
+        if self._connection.is_lite:
+            lite.check_room(self._connection.address)
         self._call("delete", filter=expression, partition_name=partition)
         if not self._connection.is_lite:
             # Milvus 2.3 dates deletes at 0, so that a session does not wait for its own.

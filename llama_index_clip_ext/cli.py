@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from . import __version__
-from .errors import ClipExtError, StoreError
+from .errors import ClipExtError, StoreError, printable
 
 # Everything heavier is imported by the command that needs it: --help answers at once.
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def main() -> None:
         foreseen = isinstance(err, (ClipExtError, ValueError, OSError))
         if not foreseen and not type(err).__module__.startswith("pymilvus."):
             raise
-        print(f"clip-ext: {' '.join(str(err).split())}", file=sys.stderr)
+        print(f"clip-ext: {printable(' '.join(str(err).split()))}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -569,7 +569,7 @@ def _print_hits(hits: list[NodeWithScore], as_json: bool) -> None:
             facts |= {} if cosine is None else {"cosine": cosine}
             print(json.dumps(facts, ensure_ascii=False))
         shown = "" if cosine is None else f"{cosine:.3f}"
-        rows.append([str(rank), f"{hit.score:.3f}", shown, _shorten(path), caption])
+        rows.append([str(rank), f"{hit.score:.3f}", shown, printable(_shorten(path)), caption])
     if as_json:
         return
     if not rows:
@@ -597,6 +597,7 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 1000)
     table = Table(*header, box=box.SIMPLE, show_header=any(header), show_edge=False)
     for row in rows:
-        # As text: a file may be called [red].
-        table.add_row(*(Text(cell, overflow="fold") for cell in row))
+        # As text: a file may be called [red]. A caption may have several lines.
+        cells = ("\n".join(map(printable, cell.splitlines())) for cell in row)
+        table.add_row(*(Text(cell, overflow="fold") for cell in cells))
     console.print(table)

@@ -9,7 +9,7 @@ import logging
 import os
 import pickle
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,14 +28,15 @@ from llama_index.core.instrumentation.events.embedding import (
 )
 from llama_index.core.schema import BaseNode, MetadataMode, QueryBundle
 from llama_index.core.utils import get_tqdm_iterable
-from PIL import ImageColor
+from PIL import Image, ImageColor
 from typing_extensions import TypedDict
 
+from . import nvjpeg
 from .checkpoint import Checkpoint, find_checkpoint, find_text_checkpoint
 from .devices import Dtype
 from .encoder import Encoder, ImageInputs, OnLongText, Preprocess, check_texts
 from .errors import EmbeddingError, ImageLoadError, ModelLoadError
-from .images import ImageFailure, OnError, load_image
+from .images import ImageFailure, OnError, check_formats, load_image
 from .int8 import int8_identity
 from .models import EmbeddingSpace, Family, resolve_model
 from .nodes import is_image_node
@@ -47,7 +48,7 @@ from .sources import (
     exclusive,
     held,
     image_digest,
-    read_source,
+    opened,
     reusable,
 )
 from .text_checkpoint import TextCheckpoint, check_pair, text_only_message
@@ -117,6 +118,7 @@ class EmbeddingOptions(TypedDict, total=False):
     on_error: OnError
     background: str
     allow_urls: bool
+    image_formats: Collection[str]
     text_model_name: str | Path | None
     cache_folder: str | Path | None
     revision: str | None
@@ -151,6 +153,8 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         on_error: For nodes whose image does not load: raise, or leave them out with a warning.
         background: Colour under transparent pixels, as Pillow names colours.
         allow_urls: Reserved: fetching image URLs is not there yet, so they are refused.
+        image_formats: Formats to read beside BMP, GIF, JPEG, PNG, TIFF and WebP, as Pillow names
+            them, such as ``("AVIF",)``.
         text_model_name: A text tower to embed texts by, in place of the model's own: one that was
             trained for this model's images. The images' vectors stay what they are.
         cache_folder: Where the hub's files are cached.
@@ -182,6 +186,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     on_error: str
     background: str
     allow_urls: bool
+    image_formats: tuple[str, ...]
     text_model_name: str | None
     cache_folder: str | None
     revision: str | None
@@ -204,6 +209,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         on_error: OnError = "raise",
         background: str = "white",
         allow_urls: bool = False,
+        image_formats: Collection[str] = (),
         text_model_name: str | Path | None = None,
         cache_folder: str | Path | None = None,
         revision: str | None = None,
@@ -223,6 +229,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             ImageColor.getrgb(background)
         except ValueError as err:
             raise ValueError(f"background is {background!r}, expected a colour: {err}") from err
+        check_formats(image_formats)
         name = str(model_name)
         self._check_family(name, resolve_model(name).family)
         if text_model_name is not None:
@@ -243,6 +250,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             on_error=on_error,
             background=background,
             allow_urls=allow_urls,
+            image_formats=tuple(image_formats),
             text_model_name=str(text_model_name) if text_model_name is not None else None,
             cache_folder=str(cache_folder) if cache_folder else None,
             revision=revision,
@@ -650,6 +658,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
                 background=self.background,
                 allow_urls=self.allow_urls,
                 least_side=least_side,
+                image_formats=self.image_formats,
             )
             return _Prepared(index, name, key, inputs=self.encoder.prepare(image))
         except ImageLoadError as err:
@@ -664,11 +673,13 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     def _encoded_jpeg(self, source: ImageSource) -> ImageInputs | None:
         """Return a JPEG as it is, for nvJPEG; ``None`` if the source is something else."""
         try:
-            with exclusive(source):
-                content = read_source(source, allow_urls=self.allow_urls)
+            with exclusive(source), opened(source, allow_urls=self.allow_urls) as file:
+                if isinstance(file, (Image.Image, np.ndarray)):
+                    return None
+                content = nvjpeg.read_jpeg(file)
         except (ImageLoadError, OSError):
             return None  # Said by who decodes it.
-        return self.encoder.prepare_jpeg(content) if isinstance(content, bytes) else None
+        return self.encoder.prepare_jpeg(content) if content else None
 
     def _decoded(self, batch: list[_Prepared]) -> list[_Prepared]:
         """Decode on the device what was left for it, which may fail only now."""

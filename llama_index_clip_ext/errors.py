@@ -25,11 +25,34 @@ them but a ``KeyboardInterrupt``: Ctrl-C, with the report of what was done until
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .ingest import IngestReport
     from .int8 import Int8Report
+
+# What moves a terminal's cursor, colours it, ends a line or turns the direction of writing, and the
+# bytes of a file's name that are no UTF-8.
+_NOT_FOR_PEOPLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    r"""Return a text on one line for a person, what a terminal would obey as ``\n`` or ``\x1b``."""
+
+    def escaped(match: re.Match[str]) -> str:
+        code = ord(match[0])
+        # A byte that is no UTF-8, as Python keeps it in a name.
+        code = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code
+        return (
+            f"\\x{code:02x}"
+            if 0x80 <= code <= 0xFF
+            else chr(code).encode("unicode_escape").decode()
+        )
+
+    return _NOT_FOR_PEOPLE.sub(escaped, text)
 
 
 class ClipExtError(Exception):
@@ -69,9 +92,12 @@ class ImageLoadError(ClipExtError, ValueError):
         index: Position of the source in the call; ``None`` for a call with one image.
         source: What was passed in, described (a path, or a type and a size; never pixels).
         reason: Why it failed, without the source.
+
+    Both are for people: control characters in them are escaped.
     """
 
     def __init__(self, reason: str, *, source: str = "", index: int | None = None) -> None:
+        reason, source = printable(reason), printable(source)
         where = f"image {index}" if index is not None else "image"
         super().__init__(f"{where} ({source}): {reason}" if source else reason)
         self.reason = reason

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
+from .limits import BoundedFile, without_warnings
 from .prefetch import batched
 from .preprocessing import Preprocessing
 
@@ -19,12 +20,16 @@ if TYPE_CHECKING:
 # Beyond this a picture is left to Pillow, which decodes it at a fraction of its size.
 _MAX_PIXELS = 25_000_000
 
+# More than JPEGs of so many pixels take, and far more scans than they are in.
+_MAX_BYTES = 64_000_000
+_MAX_SCANS = 64
+
 # Decoded at a time, at 75 MB each at most, before they are resized.
 _CHUNK = 16
 
 _ORIENTATION = 0x0112
 _UPRIGHT = (None, 1)
-_START, _END = b"\xff\xd8", b"\xff\xd9"
+_START, _END, _SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
 
 # Pillow's filters as torch names them, where torch has the same one.
 _FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
@@ -33,6 +38,14 @@ _FILTERS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bi
 def has_nvjpeg(device: str) -> bool:
     """Whether JPEGs can be decoded on a device: it is CUDA's, and torchvision is installed."""
     return device.startswith("cuda") and find_spec("torchvision") is not None
+
+
+def read_jpeg(file: BinaryIO) -> bytes:
+    """Read a file that may be for nvJPEG; empty if it is no JPEG, or a large one."""
+    if file.read(len(_START)) != _START:
+        return b""
+    content = _START + file.read(_MAX_BYTES)
+    return content if len(content) <= _MAX_BYTES else b""
 
 
 def takes(content: bytes, preprocessing: Preprocessing) -> bool:
@@ -45,8 +58,11 @@ def takes(content: bytes, preprocessing: Preprocessing) -> bool:
         return False
     if not content.startswith(_START) or not content.rstrip(b"\0").endswith(_END):
         return False
+    if content.count(_SCAN) > _MAX_SCANS:
+        return False
+    file: Any = BoundedFile(io.BytesIO(content))
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with without_warnings(), Image.open(file, formats=("JPEG",)) as image:
             return (
                 image.format == "JPEG"
                 and image.mode in ("RGB", "L")

@@ -216,6 +216,7 @@ def _load(embed_model: DualEncoderEmbedding, source: ImageSource, least_side: in
         source,
         background=embed_model.background,
         allow_urls=embed_model.allow_urls,
+        image_formats=embed_model.image_formats,
         least_side=least_side,
     )
 

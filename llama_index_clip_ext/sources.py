@@ -8,23 +8,41 @@ import hashlib
 import io
 import os
 import re
+import stat
 import struct
 import threading
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, TypeAlias, Union
+from typing import Any, BinaryIO, TypeAlias, Union
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import ImageLoadError, ImageNotFoundError
+from .errors import ImageLoadError, ImageNotFoundError, printable
 
 # A node, too: anything with ``image_resource``, or ``image``, ``image_path`` and ``image_url``.
 ImageSource: TypeAlias = Union[
     str, "os.PathLike[str]", bytes, bytearray, memoryview, io.BytesIO, Image.Image,
     "NDArray[Any]", Any,
 ]  # fmt: skip
+
+# Of a file that is decoded or hashed in blocks.
+MAX_FILE_BYTES = 1_000_000_000
+# Of what has to be held in memory: a stream's content, a file that is read at once.
+MAX_HELD_BYTES = 128_000_000
+# Of base64, in characters: it is copied several times.
+MAX_BASE64_LENGTH = 64_000_000
+
+_BLOCK = 1 << 20
+_KINDS_OF_FILE = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 # A PIL image decodes itself, and a stream is read from a position, in place: one that is passed
 # twice must not be worked on by two threads. A lock for each object, as good as.
@@ -34,6 +52,7 @@ _EXIF_ORIENTATION = 0x0112
 _DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w.-]+=[\w.-]+)*(?P<base64>;base64)?,", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{32,}={0,2}\s*")
+_SPACES = b" \t\n\r\v\f"
 # The first characters of base64-encoded JPEG, PNG, GIF, WebP (RIFF), BMP and TIFF data.
 _BASE64_MAGIC = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A")
 
@@ -47,8 +66,13 @@ def image_digest(source: ImageSource) -> str:
     """
     name = describe_source(source)
     try:
-        with exclusive(source):
-            return hashlib.sha256(_digestible(read_source(source))).hexdigest()
+        with exclusive(source), opened(source) as raw:
+            if isinstance(raw, (Image.Image, np.ndarray)):
+                return hashlib.sha256(_digestible(raw)).hexdigest()
+            digest = hashlib.sha256()
+            while block := raw.read(_BLOCK):
+                digest.update(block)
+            return digest.hexdigest()
     except ImageLoadError as err:
         raise type(err)(err.reason, source=name) from err.__cause__
     except FileNotFoundError as err:
@@ -57,10 +81,8 @@ def image_digest(source: ImageSource) -> str:
         raise ImageLoadError(f"damaged or unreadable ({error_detail(err)})", source=name) from err
 
 
-def _digestible(raw: bytes | Image.Image | NDArray[Any]) -> bytes:
-    """Return the encoded bytes, or the pixels preceded by all that decides how they look."""
-    if isinstance(raw, bytes):
-        return raw
+def _digestible(raw: Image.Image | NDArray[Any]) -> bytes:
+    """Return the pixels, preceded by all that decides how they look."""
     if isinstance(raw, np.ndarray):
         return f"{raw.dtype}{raw.shape}".encode() + raw.tobytes()
     content = raw.tobytes()
@@ -84,13 +106,107 @@ def error_detail(err: Exception) -> str:
     return getattr(err, "strerror", None) or str(err) or type(err).__name__
 
 
+@contextmanager
+def opened(
+    source: ImageSource, *, allow_urls: bool = False
+) -> Iterator[BinaryIO | Image.Image | NDArray[Any]]:
+    """Open an encoded picture as a file, without reading a file into memory.
+
+    Yields:
+        The file, until the ``with`` block ends; or the PIL image or array that the source is.
+
+    Raises:
+        ImageLoadError: As `read_source`.
+        OSError: As `read_source`.
+    """
+    path = _path_of(source)
+    if path is not None:
+        with open_file(path) as file:
+            yield file
+        return
+    raw = read_source(source, allow_urls=allow_urls)
+    yield io.BytesIO(raw) if isinstance(raw, bytes) else raw
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file, and nothing else: pipes and devices may never end, or never begin.
+
+    Raises:
+        ImageLoadError: If it is something else, or too large.
+        OSError: If it cannot be opened.
+    """
+    # Asked before, because opening a device may set it going, and after, because it may have been
+    # replaced meanwhile; a pipe that takes its place does not keep us waiting.
+    _check_regular(os.stat(path))
+
+    def without_waiting(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    file = open(path, "rb", opener=without_waiting)  # noqa: SIM115
+    try:
+        _check_regular(os.fstat(file.fileno()))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS_OF_FILE.get(stat.S_IFMT(found.st_mode), "something else")
+        raise ImageLoadError(f"{kind}, not a file")
+    if found.st_size > MAX_FILE_BYTES:
+        raise ImageLoadError(_too_large(found.st_size, MAX_FILE_BYTES))
+
+
+def _read_file(path: Path) -> bytes:
+    with open_file(path) as file:
+        return _read_whole(file)
+
+
+def _read_whole(stream: Any) -> bytes:
+    """Read a stream to its end, unless that is too far away."""
+    blocks: list[bytes] = []
+    size = 0
+    while block := stream.read(_BLOCK):
+        if not isinstance(block, (bytes, bytearray)):
+            raise ImageLoadError("the stream gives text; open it in binary mode")
+        blocks.append(bytes(block))
+        size += len(block)
+        if size > MAX_HELD_BYTES:
+            raise ImageLoadError(_too_large(size, MAX_HELD_BYTES))
+    if block is None:
+        raise ImageLoadError("the stream has nothing to read yet; open it in blocking mode")
+    if not isinstance(block, (bytes, bytearray)):
+        raise ImageLoadError("the stream gives text; open it in binary mode")
+    return b"".join(blocks)
+
+
+def _too_large(size: int, most: int) -> str:
+    return f"at least {size} bytes, at most {most} are read; make it smaller"
+
+
+def _path_of(source: ImageSource) -> Path | None:
+    """Return where a source's file lies; ``None`` if it is no file's path."""
+    if isinstance(source, os.PathLike):
+        return Path(source).expanduser()
+    if isinstance(source, str):
+        is_other = not source or _DATA_URI.match(source) or _URL.match(source) or _is_base64(source)
+        return None if is_other else Path(source).expanduser()
+    if isinstance(source, (bytes, bytearray, memoryview, Image.Image, np.ndarray)):
+        return None
+    inner = None if hasattr(source, "read") else _node_source(source)
+    return None if inner is None else _path_of(inner)
+
+
 def read_source(
     source: ImageSource, *, allow_urls: bool = False
 ) -> bytes | Image.Image | NDArray[Any]:
     """Read a source without decoding it: encoded bytes, or the PIL image or array it already is.
 
     Raises:
-        ImageLoadError: If the source is a URL, empty, or of a type that holds no image.
+        ImageLoadError: If the source is a URL, empty, too large to be held in memory, no regular
+            file, or of a type that holds no image.
         OSError: If a file cannot be read.
     """
     if isinstance(source, (Image.Image, np.ndarray)):
@@ -98,7 +214,7 @@ def read_source(
     if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source)
     if isinstance(source, os.PathLike):
-        return Path(source).expanduser().read_bytes()
+        return _read_file(Path(source).expanduser())
     if isinstance(source, str):
         return _read_string(source, allow_urls)
     if hasattr(source, "read"):
@@ -149,13 +265,16 @@ def is_decoded(source: ImageSource) -> bool:
 
 
 def describe_source(source: ImageSource) -> str:
-    """Name a source for a person: its path, or its type and size. Never its content."""
+    """Name a source for a person: its path, or its type and size. Never its content.
+
+    What a terminal would obey is escaped: a name cannot pass for a line of its own.
+    """
     if isinstance(source, os.PathLike):
-        return os.fspath(source)
+        return printable(os.fsdecode(source))
     if isinstance(source, str):
         if len(source) > 256 or source[:5].lower() == "data:":
-            return f"{source[:24]}... ({len(source)} characters)"
-        return source
+            return printable(f"{source[:24]}... ({len(source)} characters)")
+        return printable(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"{type(source).__name__} of {len(source)} bytes"
     if isinstance(source, Image.Image):
@@ -178,18 +297,27 @@ def _read_string(text: str, allow_urls: bool) -> bytes:
         raise ImageLoadError(
             f"URLs are not fetched{later}: download the file and pass its path or bytes"
         )
-    looks_encoded = text.startswith(_BASE64_MAGIC) and _BASE64.fullmatch(text)
-    if looks_encoded and not os.path.lexists(text):
+    if _is_base64(text):
         return _decode_base64(text)
     if not text:
         raise ImageLoadError("an empty string is no image")
-    return Path(text).expanduser().read_bytes()
+    return _read_file(Path(text).expanduser())
+
+
+def _is_base64(text: str) -> bool:
+    looks_encoded = text.startswith(_BASE64_MAGIC) and _BASE64.fullmatch(text)
+    return bool(looks_encoded) and not os.path.lexists(text)
 
 
 def _decode_base64(text: str) -> bytes:
+    if len(text) > MAX_BASE64_LENGTH:
+        raise ImageLoadError(
+            f"base64 of {len(text)} characters, at most {MAX_BASE64_LENGTH} are read; pass the "
+            "file's path or bytes"
+        )
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except binascii.Error as err:
+        return base64.b64decode(text.encode("ascii").translate(None, _SPACES), validate=True)
+    except (binascii.Error, UnicodeEncodeError) as err:
         raise ImageLoadError(f"invalid base64 ({err})") from err
 
 
@@ -198,19 +326,19 @@ def _read_stream(stream: Any) -> bytes:
     position = stream.tell() if stream.seekable() else None
     if position:
         stream.seek(0)
-    content = stream.read()
-    if position is not None:
-        stream.seek(position)
-    if not isinstance(content, bytes):
-        raise ImageLoadError("the stream gives text; open it in binary mode")
-    return content
+    try:
+        return _read_whole(stream)
+    finally:
+        if position is not None:
+            stream.seek(position)
 
 
 def _node_source(node: Any) -> ImageSource | None:
     """Return where a node keeps its image, by the attributes LlamaIndex's classes share."""
     if resource := getattr(node, "image_resource", None):
         if resource.data:
-            return f"data:;base64,{resource.data.decode()}"
+            # Cut off, what is too long is found to be.
+            return f"data:;base64,{resource.data[: MAX_BASE64_LENGTH + 1].decode()}"
         return resource.path or (str(resource.url) if resource.url else None)
     if image := getattr(node, "image", None):
         return image if image[:5].lower() == "data:" else f"data:;base64,{image}"

@@ -131,7 +131,12 @@ def _time_model(paths: Sequence[Path], embed_model: DualEncoderEmbedding) -> dic
         contents = [path.read_bytes() for path in batch]
         with timed("decode"):
             pictures = (
-                load_image(one, background=embed_model.background, least_side=least_side)
+                load_image(
+                    one,
+                    background=embed_model.background,
+                    least_side=least_side,
+                    image_formats=embed_model.image_formats,
+                )
                 for one in contents
             )
             inputs = [encoder.prepare(picture) for picture in pictures]

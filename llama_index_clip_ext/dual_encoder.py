@@ -46,12 +46,14 @@ from .sources import (
     ImageSource,
     describe_source,
     exclusive,
+    fetched,
     held,
     image_digest,
     opened,
     reusable,
 )
 from .text_checkpoint import TextCheckpoint, check_pair, text_only_message
+from .urls import AllowUrls, check_hosts
 from .vectors import Rows
 
 logger = logging.getLogger(__name__)
@@ -117,7 +119,7 @@ class EmbeddingOptions(TypedDict, total=False):
     on_long_text: OnLongText
     on_error: OnError
     background: str
-    allow_urls: bool
+    allow_urls: AllowUrls
     image_formats: Collection[str]
     text_model_name: str | Path | None
     cache_folder: str | Path | None
@@ -152,7 +154,9 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             and take their mean.
         on_error: For nodes whose image does not load: raise, or leave them out with a warning.
         background: Colour under transparent pixels, as Pillow names colours.
-        allow_urls: Reserved: fetching image URLs is not there yet, so they are refused.
+        allow_urls: Whether images are fetched from http and https URLs, or the only hosts that they
+            may be of, such as ``["example.com", "*.example.org"]``. Only from public addresses, at
+            most 64 MiB. A text is a text, whatever it looks like.
         image_formats: Formats to read beside BMP, GIF, JPEG, PNG, TIFF and WebP, as Pillow names
             them, such as ``("AVIF",)``.
         text_model_name: A text tower to embed texts by, in place of the model's own: one that was
@@ -185,7 +189,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     on_long_text: str
     on_error: str
     background: str
-    allow_urls: bool
+    allow_urls: bool | list[str]
     image_formats: tuple[str, ...]
     text_model_name: str | None
     cache_folder: str | None
@@ -208,7 +212,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         on_long_text: OnLongText = "truncate",
         on_error: OnError = "raise",
         background: str = "white",
-        allow_urls: bool = False,
+        allow_urls: AllowUrls = False,
         image_formats: Collection[str] = (),
         text_model_name: str | Path | None = None,
         cache_folder: str | Path | None = None,
@@ -249,7 +253,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             on_long_text=on_long_text,
             on_error=on_error,
             background=background,
-            allow_urls=allow_urls,
+            allow_urls=check_hosts(allow_urls),
             image_formats=tuple(image_formats),
             text_model_name=str(text_model_name) if text_model_name is not None else None,
             cache_folder=str(cache_folder) if cache_folder else None,
@@ -303,7 +307,8 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         """Embed images of any kind, keeping track of which ones they are.
 
         Args:
-            sources: Paths, bytes, streams, PIL images, arrays, data URIs, base64, or nodes.
+            sources: Paths, bytes, streams, fsspec files, PIL images, arrays, data URIs, base64,
+                URLs where ``allow_urls`` has them, or nodes.
             on_error: Stop at an image that fails, or go on and report it.
             show_progress: Show a progress bar.
 
@@ -645,6 +650,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         name = describe_source(source)
         key = None
         try:
+            source = fetched(source, self.allow_urls)
             if self.embeddings_cache is not None or on_device:
                 source = reusable(source)  # Read twice.
             if self.embeddings_cache is not None:
@@ -656,7 +662,6 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             image = load_image(
                 source,
                 background=self.background,
-                allow_urls=self.allow_urls,
                 least_side=least_side,
                 image_formats=self.image_formats,
             )
@@ -673,7 +678,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
     def _encoded_jpeg(self, source: ImageSource) -> ImageInputs | None:
         """Return a JPEG as it is, for nvJPEG; ``None`` if the source is something else."""
         try:
-            with exclusive(source), opened(source, allow_urls=self.allow_urls) as file:
+            with exclusive(source), opened(source) as file:
                 if isinstance(file, (Image.Image, np.ndarray)):
                     return None
                 content = nvjpeg.read_jpeg(file)

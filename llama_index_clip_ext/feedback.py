@@ -13,7 +13,14 @@ from llama_index.core.schema import BaseNode, ImageNode, NodeWithScore, QueryBun
 from .dual_encoder import DualEncoderEmbedding
 from .nodes import is_image_node
 from .queries import rocchio
-from .sources import ImageSource, describe_source, image_digest, is_decoded
+from .sources import (
+    ImageSource,
+    describe_source,
+    fetched,
+    image_digest,
+    is_decoded,
+    reusable,
+)
 from .store import CLIPMilvusVectorStore
 
 # Of the query, of what is wanted and of what is not. Manning, Raghavan and Schütze 2008, section
@@ -39,13 +46,15 @@ def find_examples(
         node.node_id: node
         for node in vector_store.get_nodes([one for one in ids if isinstance(one, str)])
     }
-    images = [item for item in ids if not isinstance(item, str)]
-    embeddings = iter(embed_model.get_image_embedding_batch(images))
+    images = [
+        reusable(fetched(item, embed_model.allow_urls)) for item in ids if not isinstance(item, str)
+    ]
+    made = iter(zip(images, embed_model.get_image_embedding_batch(images), strict=True))
     examples: list[BaseNode] = []
     for item in ids:
         if not isinstance(item, str):
-            node = ImageNode(embedding=next(embeddings), metadata=_content_hash(item))
-            examples.append(node)
+            image, embedding = next(made)
+            examples.append(ImageNode(embedding=embedding, metadata=_content_hash(image)))
         elif item in stored:
             examples.append(stored[item])
         else:

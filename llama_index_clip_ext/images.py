@@ -26,6 +26,7 @@ from .limits import (
     without_warnings,
 )
 from .sources import ImageSource, describe_source, error_detail, exclusive, opened
+from .urls import AllowUrls, check_hosts
 
 OnError: TypeAlias = Literal["raise", "skip"]
 
@@ -83,7 +84,7 @@ def load_image(
     *,
     background: str = "white",
     max_pixels: int = MAX_PIXELS,
-    allow_urls: bool = False,
+    allow_urls: AllowUrls = False,
     least_side: int | None = None,
     image_formats: Collection[str] = (),
 ) -> Image.Image:
@@ -96,10 +97,12 @@ def load_image(
     Args:
         source: A path (``str`` or ``Path``), encoded bytes, a binary stream, a PIL image, an array
             of shape ``(height, width)`` or ``(height, width, 1 | 3 | 4)``, a data URI, base64 text,
-            or a LlamaIndex node that holds an image. A floating-point array counts from 0 to 1.
+            an ``fsspec.open("s3://...")``, a URL where they are allowed, or a LlamaIndex node that
+            holds an image. A floating-point array counts from 0 to 1.
         background: Colour under transparent pixels, as Pillow names colours.
         max_pixels: Refuse pictures of more pixels before decoding them.
-        allow_urls: Reserved: guarded fetching is not there yet, so URLs are refused either way.
+        allow_urls: Whether http and https URLs are fetched, or the only hosts they may be of, such
+            as ``["example.com", "*.example.org"]``. Only from public addresses, at most 64 MiB.
         least_side: Decode a JPEG at half, a quarter or an eighth of its size, as long as its sides
             keep this many pixels, which is several times faster; reduce other pictures of more
             than 16 million pixels likewise; ``None`` keeps them in full.
@@ -112,13 +115,14 @@ def load_image(
     Raises:
         ImageNotFoundError: If the path does not exist.
         ImageLoadError: If the source is no picture of these formats, is damaged, too large, or a
-            URL.
-        ValueError: If Pillow has no such format.
+            URL that is not allowed or cannot be fetched.
+        ValueError: If Pillow has no such format, or a host is none.
     """
     name = describe_source(source)
-    # Outside of what follows: a wrong colour or format is no fault of the picture.
+    # Outside of what follows: a wrong colour, format or host is no fault of the picture.
     ImageColor.getrgb(background)
     formats = check_formats(image_formats)
+    allow_urls = check_hosts(allow_urls)
     try:
         with exclusive(source), opened(source, allow_urls=allow_urls) as raw:
             if isinstance(raw, Image.Image):
@@ -187,7 +191,7 @@ def iter_images(
     *,
     failures: list[ImageFailure] | None = None,
     background: str = "white",
-    allow_urls: bool = False,
+    allow_urls: AllowUrls = False,
     image_formats: Collection[str] = (),
 ) -> Iterator[tuple[int, Image.Image]]:
     """Load images one after the other, each dropped before the next is opened.
@@ -223,7 +227,7 @@ def load_images(
     *,
     on_error: OnError = "raise",
     background: str = "white",
-    allow_urls: bool = False,
+    allow_urls: AllowUrls = False,
     image_formats: Collection[str] = (),
 ) -> tuple[list[Image.Image], list[int], list[ImageFailure]]:
     """Load several images, keeping track of which ones they are.

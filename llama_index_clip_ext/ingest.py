@@ -16,18 +16,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from fsspec import AbstractFileSystem
 from llama_index.core.schema import BaseNode
 from tqdm.auto import tqdm
 
 from .dual_encoder import DualEncoderEmbedding, ImageEmbeddings
 from .errors import ImageLoadError, IngestInterrupted
+from .filesystems import is_file
 from .images import ImageFailure, OnError
 from .interruption import stop_on_interrupt
-from .nodes import Captions, ImageItem, list_images, make_image_node, with_content_hash
+from .nodes import (
+    Captions,
+    ImageItem,
+    holding,
+    list_images,
+    make_image_node,
+    make_remote_node,
+    with_content_hash,
+    without_pixels,
+)
 from .prefetch import batched, prefetch
 from .rows import check_node, modality_of, node_hash
-from .sources import describe_source
+from .sources import describe_source, fetched, is_url
 from .store import CLIPMilvusVectorStore, check_pair
+from .urls import AllowUrls
 
 # Threads that read and hash files: enough to keep a disk or a network drive busy.
 READERS = 4
@@ -86,12 +98,13 @@ def ingest_images(
     captions: Captions = "sidecar",
     recursive: bool = True,
     show_progress: bool = False,
+    fs: AbstractFileSystem | None = None,
 ) -> IngestReport:
     """Embed images and store them; run again, it embeds only what is new or has changed.
 
     Args:
-        source: A folder, a glob pattern, one file, or any iterable of paths or image nodes, which
-            is read as it is needed.
+        source: A folder, a glob pattern, one file, or any iterable of paths, fsspec files, image
+            nodes, and URLs that the model's ``allow_urls`` has; it is read as it is needed.
         embed_model: The model that the store was made for.
         vector_store: The store, as `create_vector_store` returns it.
         batch_size: Images that are looked up, and stored, together. What is embedded together is
@@ -100,6 +113,7 @@ def ingest_images(
         captions: As in `load_image_nodes`; a callable runs in a thread of its own, once at a time.
         recursive: Whether to look into the folder's folders.
         show_progress: Show a progress bar.
+        fs: The fsspec file system that the paths are of, such as ``s3fs.S3FileSystem()``.
 
     Returns:
         The report. Every image it counts as added or replaced is in the store.
@@ -123,6 +137,7 @@ def ingest_images(
             captions=captions,
             recursive=recursive,
             show_progress=show_progress,
+            fs=fs,
             stop=stop,
         )
 
@@ -174,6 +189,7 @@ async def aingest_images(
     captions: Captions = "sidecar",
     recursive: bool = True,
     show_progress: bool = False,
+    fs: AbstractFileSystem | None = None,
 ) -> IngestReport:
     """Do what `ingest_images` does, off the event loop; cancelled, it stops as by Ctrl-C."""
     stop = threading.Event()
@@ -188,6 +204,7 @@ async def aingest_images(
             captions=captions,
             recursive=recursive,
             show_progress=show_progress,
+            fs=fs,
             stop=stop,
         )
     finally:
@@ -204,13 +221,16 @@ def _ingest(
     captions: Captions,
     recursive: bool,
     show_progress: bool,
+    fs: AbstractFileSystem | None,
     stop: threading.Event,
 ) -> IngestReport:
     items: Any = source
     if isinstance(source, (str, os.PathLike)):
         # Listed first, so that a folder that changes is not read twice and the bar has an end.
-        items = list(list_images(source, recursive=recursive))
-    total = len(items) if isinstance(items, Sized) else None
+        source = items = list(list_images(source, recursive=recursive, fs=fs))
+    elif fs is not None:
+        items = list_images(source, fs=fs)
+    total = len(source) if isinstance(source, Sized) else None
     with tqdm(desc="Ingesting images", total=total, unit="img", disable=not show_progress) as bar:
         return ingest_items(
             items,
@@ -359,7 +379,8 @@ class Ingest:
         source = describe_source(item)
         try:
             state = _state_of(item)
-            return Read(index, source, _image_node(item, self.captions), state)
+            node = _image_node(item, self.captions, self.embed_model.allow_urls)
+            return Read(index, source, node, state)
         except Exception as err:
             return Read(index, source, error=err)
 
@@ -409,7 +430,8 @@ class Ingest:
         for position in range(self.n_taken, self.n_taken + len(rows) + len(reasons)):
             drawn = self.drawn.popleft()
             if position in rows:
-                drawn.node = drawn.node.model_copy(update={"embedding": rows[position]})
+                node = without_pixels(drawn.node)
+                drawn.node = node.model_copy(update={"embedding": rows[position]})
                 self.embedded.append(drawn)
             else:
                 self._settle(drawn, reasons[position])
@@ -430,7 +452,11 @@ class Ingest:
         The hash is of one reading and the vector of another: a file that changed in between would
         be kept for ever with a vector of something else. Runs in the writer's thread.
         """
-        changed = {drawn.index for drawn in embedded if _state_of(drawn.node) != drawn.state}
+        changed = {
+            drawn.index
+            for drawn in embedded
+            if drawn.state is not None and _state_of(drawn.node) != drawn.state
+        }
         kept = [drawn for drawn in embedded if drawn.index not in changed]
         self.vector_store.add([drawn.node for drawn in kept])
         # After it, so that an image is there twice for a moment rather than not at all.
@@ -531,9 +557,13 @@ def _one_at_a_time(captions: Callable[[Path], str | None]) -> Callable[[Path], s
     return caption
 
 
-def _image_node(item: Any, captions: Captions) -> BaseNode:
+def _image_node(item: Any, captions: Captions, allow_urls: AllowUrls) -> BaseNode:
     if isinstance(item, BaseNode) and modality_of(item) == "image":
-        return with_content_hash(item)
+        return with_content_hash(item, allow_urls=allow_urls)
+    if is_file(item) or is_url(item):
+        # Held until it is embedded: what is asked for again may be another picture.
+        content: Any = fetched(item, allow_urls)
+        return holding(make_remote_node(item, content, captions=captions), content)
     if isinstance(item, (str, os.PathLike)):
         return make_image_node(item, captions=captions)
     raise TypeError(

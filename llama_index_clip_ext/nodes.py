@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import glob
 import hashlib
+import io
 import json
 import logging
 import os
+import posixpath
 import stat
 import time
 import unicodedata
@@ -16,19 +19,25 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, Union
+from urllib.parse import unquote, urlsplit
 
+from fsspec import AbstractFileSystem
+from fsspec.core import OpenFile
+from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode, ImageNode, TextNode
 from PIL import Image
 
 from .errors import ImageLoadError, ImageNotFoundError
+from .filesystems import address, is_file, is_local, list_files, path_in, read_sidecar
 from .images import OnError
 from .notes import exclude_from_models
-from .sources import has_image, image_digest
+from .sources import describe_source, fetched, has_image, image_digest, is_url
+from .urls import AllowUrls, Fetched
 
 logger = logging.getLogger(__name__)
 
 Captions: TypeAlias = Union[Literal["sidecar"], Callable[[Path], "str | None"], None]
-ImageItem: TypeAlias = Union[str, "os.PathLike[str]", BaseNode]
+ImageItem: TypeAlias = Union[str, "os.PathLike[str]", OpenFile, BaseNode]
 
 # A namespace of our own (RFC 9562, section 5.5), so that no other tool makes the same ids.
 _NAMESPACE = uuid.UUID("7a1f6f0e-3a55-5c5e-9d0b-6c2f1d8a4b11")
@@ -56,6 +65,13 @@ class HashedImageNode(ImageNode):
     It is stored, and comes back, as a plain ``ImageNode``.
     """
 
+    _image_file: OpenFile | None = PrivateAttr(default=None)
+
+    @property
+    def image_file(self) -> OpenFile | None:
+        """The fsspec file that the image is read from, if it is in another file system."""
+        return self._image_file
+
     @property
     def hash(self) -> str:
         """SHA-256 of the image's content, caption and metadata, but for where and when it is."""
@@ -73,6 +89,7 @@ def load_image_nodes(
     captions: Captions = "sidecar",
     id_by: Literal["path", "content"] = "path",
     on_error: OnError = "raise",
+    fs: AbstractFileSystem | None = None,
 ) -> list[ImageNode]:
     """Make a node of each image file, without decoding or embedding it.
 
@@ -85,12 +102,16 @@ def load_image_nodes(
             apart; by content, copies are one row and a moved file keeps its id.
         on_error: For a file that cannot be read: raise, or leave it out with a warning. Whether it
             holds a picture is found out when it is decoded.
+        fs: The fsspec file system that the paths are of, such as ``s3fs.S3FileSystem()``. Its files
+            are read for their hashes, and again when they are embedded; `ingest_images` does both
+            at once.
 
     Returns:
         Nodes sorted by path for a folder or pattern, else in the order given. Their metadata holds
         ``file_path`` (absolute), ``file_name``, ``file_type`` (mime), ``file_size`` (bytes),
         ``last_modified_date`` (ISO 8601, UTC), ``width`` and ``height`` (pixels, as stored), and
-        ``content_hash`` (SHA-256 of the file).
+        ``content_hash`` (SHA-256 of the file). Of another file system, ``file_path`` is the address
+        with its protocol, and there is no date.
 
     Raises:
         FileNotFoundError: If the folder or pattern matches nothing that exists.
@@ -98,8 +119,8 @@ def load_image_nodes(
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is {on_error!r}, expected 'raise' or 'skip'")
-    nodes = []
-    for path in list_images(source, recursive=recursive):
+    nodes: list[ImageNode] = []
+    for path in list_images(source, recursive=recursive, fs=fs):
         try:
             nodes.append(make_image_node(path, captions=captions, id_by=id_by))
         except ImageLoadError as err:
@@ -110,18 +131,31 @@ def load_image_nodes(
 
 
 def list_images(
-    source: str | os.PathLike[str] | Iterable[Any], *, recursive: bool = True
+    source: str | os.PathLike[str] | Iterable[Any],
+    *,
+    recursive: bool = True,
+    fs: AbstractFileSystem | None = None,
 ) -> Iterator[Any]:
     """Yield the image files of a folder or pattern in order; pass any other iterable through.
+
+    Paths in a file system are yielded as its files, those of an iterable, too.
 
     Raises:
         FileNotFoundError: If the folder or pattern matches nothing that exists.
     """
     if not isinstance(source, (str, os.PathLike)):
-        yield from source
+        yield from source if fs is None else (_in_file_system(item, fs) for item in source)
         return
+    if fs is not None and not is_local(fs):
+        yield from list_files(source, fs, recursive=recursive, suffixes=IMAGE_SUFFIXES)
+        return
+    if fs is not None:
+        source = path_in(fs, source)
     if not os.fspath(source):
         raise FileNotFoundError("the folder is an empty string; for this one, say '.'")
+    if is_url(source):
+        yield source  # Refused, or fetched, by who makes a node of it.
+        return
     path = Path(source).expanduser()
     if path.is_dir():
         yield from _walk(path, recursive)
@@ -133,6 +167,15 @@ def list_images(
         yield from (file for file in files if file.suffix.lower() != ".txt")
     else:
         raise FileNotFoundError(f"no folder, file or pattern matches {os.fspath(source)!r}")
+
+
+def _in_file_system(item: Any, fs: AbstractFileSystem) -> Any:
+    """Return a path as a file of its file system, and any other item as it is."""
+    if not isinstance(item, (str, os.PathLike)):
+        return item
+    path = path_in(fs, item)
+    # One on this machine has one id and one row, whichever way it is named.
+    return path if is_local(fs) else OpenFile(fs, path)
 
 
 def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
@@ -154,11 +197,11 @@ def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
 
 
 def make_image_node(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | OpenFile,
     *,
     captions: Captions = "sidecar",
     id_by: Literal["path", "content"] = "path",
-) -> ImageNode:
+) -> HashedImageNode:
     """Make the node of one image file; see `load_image_nodes`.
 
     Raises:
@@ -167,6 +210,17 @@ def make_image_node(
     """
     if id_by not in ("path", "content"):
         raise ValueError(f"id_by is {id_by!r}, expected 'path' or 'content'")
+    if is_file(path):
+        content: Any = fetched(path, False)
+        node = make_remote_node(path, content, captions=captions, id_by=id_by)
+        node._image_file = path
+        return node
+    if is_url(path):
+        raise ImageLoadError(
+            "a URL is no path: for s3:// and the like, pass fs=; for https://, make an "
+            "ImageNode(image_url=...), or pass it to ingest_images with a model that allows it",
+            source=describe_source(path),
+        )
     try:
         # Links are followed, so that a file has one id and one row whichever way it is reached.
         file = Path(os.path.realpath(Path(path).expanduser()))
@@ -192,29 +246,101 @@ def make_image_node(
         **facts,
         "content_hash": content_hash,
     }
-    caption = _caption(file, captions)
+    name = file.as_posix() if id_by == "path" else content_hash
+    return _assemble(name, metadata, _caption(file, captions), image_path=str(file))
+
+
+def make_remote_node(
+    place: str | OpenFile,
+    content: Fetched,
+    *,
+    captions: Captions = None,
+    id_by: Literal["path", "content"] = "path",
+) -> HashedImageNode:
+    """Make the node of an image that was read from a URL or another file system.
+
+    Args:
+        place: The URL, or the file.
+        content: What `fetched` returned for it.
+        captions: As in `load_image_nodes`; for a URL, there is none beside it.
+        id_by: As in `load_image_nodes`.
+    """
+    metadata: dict[str, Any] = {
+        "file_size": len(content),
+        **_picture_facts(io.BytesIO(content)),
+        "content_hash": image_digest(content),
+    }
+    caption = ""
+    if isinstance(place, str):
+        path, url = unquote(urlsplit(place).path), place
+    else:
+        path, url = place.path, address(place)
+        metadata["file_path"] = url
+        caption = _file_caption(place, captions)
+    metadata["file_name"] = posixpath.basename(path)
+    name = content.url if id_by == "path" else metadata["content_hash"]
+    return _assemble(name, metadata, caption, image_url=url)
+
+
+def _assemble(
+    name: str,
+    metadata: dict[str, Any],
+    caption: str,
+    *,
+    image_path: str | None = None,
+    image_url: str | None = None,
+) -> HashedImageNode:
+    """Make a node of what is known of an image, with an id that is made of its name."""
     node = HashedImageNode(  # type: ignore[call-arg]
-        id_=path_id(file) if id_by == "path" else str(uuid.uuid5(_NAMESPACE, content_hash)),
-        image_path=str(file),
+        id_=make_id(name),
         image_mimetype=metadata["file_type"] or None,
         metadata=metadata,
         # The caption is what another model should read of an image. Without one the name is left,
         # because LlamaIndex's indexes pass over nodes whose text to embed is empty.
         excluded_embed_metadata_keys=[key for key in metadata if key != "file_name"],
         excluded_llm_metadata_keys=[key for key in metadata if key != "file_name"],
+        image_path=image_path,
+        image_url=image_url,
     )
     if caption:
         set_caption(node, caption)
     return node
 
 
-def with_content_hash(node: BaseNode) -> BaseNode:
+def holding(node: BaseNode, content: bytes) -> BaseNode:
+    """Return a copy that holds its image by value, so that it is not fetched once more."""
+    data = base64.b64encode(content)
+    if resource := getattr(node, "image_resource", None):
+        return node.model_copy(
+            update={"image_resource": resource.model_copy(update={"data": data})}
+        )
+    return node.model_copy(update={"image": data.decode()})
+
+
+def without_pixels(node: BaseNode) -> BaseNode:
+    """Return the node without an image that it holds by value, as it is stored."""
+    if isinstance(node, ImageNode):
+        return node.model_copy(update={"image": None}) if node.image else node
+    resource = getattr(node, "image_resource", None)
+    # One that is nowhere else would no longer be an image's.
+    if resource and resource.data and (resource.path or resource.url):
+        resource = resource.model_copy(update={"data": None})
+        return node.model_copy(update={"image_resource": resource})
+    return node
+
+
+def with_content_hash(node: BaseNode, *, allow_urls: AllowUrls = False) -> BaseNode:
     """Return the node with its image's ``content_hash`` of now; a copy, unless it has it already.
+
+    An image that is fetched stays in the copy, so that what is embedded is what was hashed.
 
     Raises:
         ImageLoadError: If the node's image cannot be read.
     """
-    content_hash = image_digest(node)
+    content = fetched(node, allow_urls)
+    if isinstance(content, bytes):
+        node = holding(node, content)
+    content_hash = image_digest(content)
     if node.metadata.get("content_hash") == content_hash:
         return node
     copy = node.model_copy()
@@ -248,10 +374,10 @@ def set_caption(node: BaseNode, caption: str) -> None:
         node.excluded_embed_metadata_keys = list(node.metadata)
 
 
-def path_id(file: Path) -> str:
-    """Return the id of a file's node, by its path, which is absolute and has no links."""
+def make_id(name: str) -> str:
+    """Return the id of a node by what tells its image from others, such as its absolute path."""
     # NFC, so that one name has one id whichever way the file system spells its accents.
-    return str(uuid.uuid5(_NAMESPACE, unicodedata.normalize("NFC", file.as_posix())))
+    return str(uuid.uuid5(_NAMESPACE, unicodedata.normalize("NFC", name)))
 
 
 def _twin(file: Path) -> Path | None:
@@ -308,20 +434,36 @@ def _file_facts(file: Path) -> dict[str, Any]:
     if not stat.S_ISREG(state.st_mode):
         raise ImageLoadError("not a regular file", source=str(file))  # A pipe would block.
     facts: dict[str, Any] = {
-        "file_type": "",
         "file_size": state.st_size,
         "last_modified_date": modified_date(
             state, is_settled=time.time() - state.st_mtime > _SETTLED_AFTER
         ),
     }
+    return facts | _picture_facts(file)
+
+
+def _picture_facts(file: Path | io.BytesIO) -> dict[str, Any]:
+    """Read what a picture's header tells."""
     # What is no picture is found, and reported with its reason, where it is decoded.
     with suppress(Exception), Image.open(file) as image:
-        facts |= {
+        return {
             "file_type": image.get_format_mimetype() or "",
             "width": image.width,
             "height": image.height,
         }
-    return facts
+    return {"file_type": ""}
+
+
+def _file_caption(file: OpenFile, captions: Captions) -> str:
+    """Return the caption of a file in another file system."""
+    if captions is None:
+        return ""
+    if callable(captions):
+        return captions(Path(file.path)) or ""
+    try:
+        return read_sidecar(file)
+    except ImageLoadError as err:
+        raise ImageLoadError(err.reason, source=describe_source(file)) from err
 
 
 def _caption(file: Path, captions: Captions) -> str:

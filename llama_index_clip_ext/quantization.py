@@ -32,7 +32,7 @@ from .loading import load_tower
 from .metrics import neighbour_overlap
 from .nodes import list_images
 from .preprocessing import Preprocessing
-from .sources import ImageSource, reusable
+from .sources import ImageSource, fetched, reusable
 from .vectors import Rows, l2_normalize
 
 logger = logging.getLogger(__name__)
@@ -183,8 +183,8 @@ def _read(
     pictures = _Pictures()
     seen: set[bytes] = set()
     for source in sources:
-        source = reusable(source)  # Read twice.
         try:
+            source = reusable(fetched(source, embed_model.allow_urls))  # Read twice.
             pixels = preprocessing.pixels(_load(embed_model, source, preprocessing.least_side))
             # A copy on the other side would be no check.
             if (content := pixels.tobytes()) in seen:
@@ -215,7 +215,6 @@ def _load(embed_model: DualEncoderEmbedding, source: ImageSource, least_side: in
     return load_image(
         source,
         background=embed_model.background,
-        allow_urls=embed_model.allow_urls,
         image_formats=embed_model.image_formats,
         least_side=least_side,
     )

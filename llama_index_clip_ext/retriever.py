@@ -41,7 +41,7 @@ from .queries import asked_by
 from .rows import Modality
 from .scores import annotate, calibrate, check_cutoffs, cut_off
 from .search import BY_COSINE, BY_WORDS, check_alpha, check_mode
-from .sources import ImageSource, describe_source, reusable
+from .sources import ImageSource, describe_source, fetched, reusable
 from .store import CLIPMilvusVectorStore, check_pair
 
 logger = logging.getLogger(__name__)
@@ -249,7 +249,8 @@ class CLIPRetriever(MultiModalRetriever):
         """Find what is like an image.
 
         Args:
-            image: A path, bytes, stream, PIL image, array, data URI, base64 text, or node.
+            image: A path, bytes, stream, fsspec file, PIL image, array, data URI, base64 text, a
+                URL that the model's ``allow_urls`` has, or a node.
             exclude_self: Leave out the image itself, and its copies, by the hash of their content.
                 That is the file's: a decoded picture no longer tells.
 
@@ -258,7 +259,7 @@ class CLIPRetriever(MultiModalRetriever):
             ImageLoadError: If it is no picture.
             ValueError: If ``exclude_self`` is asked for of a decoded picture.
         """
-        image = reusable(image)
+        image = self._held(image)
         retriever = self._excluding([file_hash(image)]) if exclude_self else self
         embedding = self.embed_model.get_image_embedding(image)
         return retriever.retrieve(_image_bundle(image, embedding))
@@ -267,12 +268,16 @@ class CLIPRetriever(MultiModalRetriever):
         self, image: ImageSource, *, exclude_self: bool = False
     ) -> list[NodeWithScore]:
         """Do what `retrieve_image` does, off the event loop."""
-        image = await asyncio.to_thread(reusable, image)
+        image = await asyncio.to_thread(self._held, image)
         retriever = self
         if exclude_self:
             retriever = self._excluding([await asyncio.to_thread(file_hash, image)])
         embedding = await self.embed_model.aget_image_embedding(image)
         return await retriever.aretrieve(_image_bundle(image, embedding))
+
+    def _held(self, image: ImageSource) -> ImageSource:
+        """Return what an image is now: its hash and its embedding must be of the same."""
+        return reusable(fetched(image, self.embed_model.allow_urls))
 
     def retrieve_like(
         self,

@@ -24,7 +24,7 @@ from pymilvus import CollectionSchema, DataType
 
 from .errors import EmbeddingError, ImageLoadError, RowTooLargeError
 from .full_text import SPARSE_FIELD
-from .nodes import VOLATILE_METADATA, is_image_node, node_text, with_content_hash
+from .nodes import VOLATILE_METADATA, is_image_node, node_text, with_content_hash, without_pixels
 from .notes import without_notes
 from .vectors import check_vector
 
@@ -140,9 +140,9 @@ def check_node(node: BaseNode) -> dict[str, Any]:
     if is_image_node(node) and not node.metadata.get("content_hash"):
         with suppress(ImageLoadError):  # Embedded by somebody else, and gone or a URL.
             node = with_content_hash(node)
-    bare = node
-    if isinstance(node, ImageNode) and (node.image or node.text_embedding):
-        bare = node.model_copy(update={"image": None, "text_embedding": None})
+    bare = without_pixels(node)
+    if isinstance(bare, ImageNode) and bare.text_embedding:
+        bare = bare.model_copy(update={"text_embedding": None})
     for key, value in node.metadata.items():
         _check_metadata(key, value, name)
     flat = node_to_metadata_dict(bare, remove_text=True, text_field="text")

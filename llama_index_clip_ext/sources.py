@@ -21,8 +21,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .errors import ImageLoadError, ImageNotFoundError, printable
+from .filesystems import address, is_file, read_file
+from .urls import AllowUrls, Fetched, describe_url
 
-# A node, too: anything with ``image_resource``, or ``image``, ``image_path`` and ``image_url``.
+# An fsspec file, too, and a node: anything with ``image_resource``, or with ``image``,
+# ``image_path`` and ``image_url``.
 ImageSource: TypeAlias = Union[
     str, "os.PathLike[str]", bytes, bytearray, memoryview, io.BytesIO, Image.Image,
     "NDArray[Any]", Any,
@@ -108,7 +111,7 @@ def error_detail(err: Exception) -> str:
 
 @contextmanager
 def opened(
-    source: ImageSource, *, allow_urls: bool = False
+    source: ImageSource, *, allow_urls: AllowUrls = False
 ) -> Iterator[BinaryIO | Image.Image | NDArray[Any]]:
     """Open an encoded picture as a file, without reading a file into memory.
 
@@ -200,19 +203,21 @@ def _path_of(source: ImageSource) -> Path | None:
 
 
 def read_source(
-    source: ImageSource, *, allow_urls: bool = False
+    source: ImageSource, *, allow_urls: AllowUrls = False
 ) -> bytes | Image.Image | NDArray[Any]:
     """Read a source without decoding it: encoded bytes, or the PIL image or array it already is.
 
     Raises:
-        ImageLoadError: If the source is a URL, empty, too large to be held in memory, no regular
-            file, or of a type that holds no image.
+        ImageLoadError: If the source is empty, too large to be held in memory, no regular file, of
+            a type that holds no image, or a URL that is not allowed or cannot be fetched.
         OSError: If a file cannot be read.
     """
-    if isinstance(source, (Image.Image, np.ndarray)):
+    if isinstance(source, (bytes, Image.Image, np.ndarray)):
         return source
-    if isinstance(source, (bytes, bytearray, memoryview)):
+    if isinstance(source, (bytearray, memoryview)):
         return bytes(source)
+    if is_file(source):
+        return read_file(source)
     if isinstance(source, os.PathLike):
         return _read_file(Path(source).expanduser())
     if isinstance(source, str):
@@ -222,10 +227,39 @@ def read_source(
     inner = _node_source(source)
     if inner is None:
         raise ImageLoadError(
-            f"{type(source).__name__} holds no image; expected a path, bytes, a binary stream, a "
-            "PIL image, an array, a data URI, base64 text, or a node with an image"
+            f"{type(source).__name__} holds no image; expected a path, bytes, a binary stream, an "
+            "fsspec file, a PIL image, an array, a data URI, base64 text, a URL where they are "
+            "allowed, or a node with an image"
         )
     return read_source(inner, allow_urls=allow_urls)
+
+
+def fetched(source: ImageSource, allow_urls: AllowUrls) -> ImageSource:
+    """Return the content of an image that is elsewhere: by URL, or an fsspec file. Else the source.
+
+    For who uses it twice, as for its hash and for its pixels: it may be another one by then.
+
+    Raises:
+        ImageLoadError: If it is not allowed or cannot be fetched.
+    """
+    place = source if isinstance(source, str) or is_file(source) else _node_source(source)
+    if not is_file(place) and not is_url(place):
+        return source
+    try:
+        content = read_source(place, allow_urls=allow_urls)
+    except ImageLoadError as err:
+        raise type(err)(err.reason, source=describe_source(place)) from err.__cause__
+    except FileNotFoundError as err:
+        raise ImageNotFoundError("no such file", source=describe_source(place)) from err
+    except Exception as err:  # Whatever the libraries of file systems raise.
+        reason = f"unreadable ({error_detail(err)})"
+        raise ImageLoadError(reason, source=describe_source(place)) from err
+    return content
+
+
+def is_url(source: Any) -> bool:
+    """Whether a source is a string that names a scheme and a host, such as ``https://...``."""
+    return isinstance(source, str) and _URL.match(source) is not None
 
 
 def reusable(source: ImageSource) -> ImageSource:
@@ -271,7 +305,13 @@ def describe_source(source: ImageSource) -> str:
     """
     if isinstance(source, os.PathLike):
         return printable(os.fsdecode(source))
+    if is_file(source):
+        return describe_url(address(source))
+    if isinstance(source, Fetched):
+        return describe_url(source.url)
     if isinstance(source, str):
+        if _URL.match(source):
+            return describe_url(source)
         if len(source) > 256 or source[:5].lower() == "data:":
             return printable(f"{source[:24]}... ({len(source)} characters)")
         return printable(source)
@@ -281,22 +321,23 @@ def describe_source(source: ImageSource) -> str:
         return f"PIL image {source.mode} {source.width}x{source.height}"
     if isinstance(source, np.ndarray):
         return f"array {source.dtype} {source.shape}"
-    inner = _node_source(source)
+    # Of a node that holds its image, too, it is where that lies that tells it from others.
+    inner = _node_address(source) or _node_source(source)
     if inner is not None:
         return describe_source(inner)
     return type(source).__name__
 
 
-def _read_string(text: str, allow_urls: bool) -> bytes:
+def _read_string(text: str, allow_urls: AllowUrls) -> bytes:
     if match := _DATA_URI.match(text):
         if not match["base64"]:
             raise ImageLoadError("a data URI without base64 content holds no picture")
         return _decode_base64(text[match.end() :])
-    if _URL.match(text):
-        later = "; fetching with allow_urls=True is not there yet" if allow_urls else ""
-        raise ImageLoadError(
-            f"URLs are not fetched{later}: download the file and pass its path or bytes"
-        )
+    if is_url(text):
+        # Here, because few have URLs, and all would wait for an HTTP client to be imported.
+        from .remote import fetch
+
+        return fetch(text, allow_urls)
     if _is_base64(text):
         return _decode_base64(text)
     if not text:
@@ -339,8 +380,16 @@ def _node_source(node: Any) -> ImageSource | None:
         if resource.data:
             # Cut off, what is too long is found to be.
             return f"data:;base64,{resource.data[: MAX_BASE64_LENGTH + 1].decode()}"
-        return resource.path or (str(resource.url) if resource.url else None)
-    if image := getattr(node, "image", None):
+    elif image := getattr(node, "image", None):
         return image if image[:5].lower() == "data:" else f"data:;base64,{image}"
+    return _node_address(node)
+
+
+def _node_address(node: Any) -> ImageSource | None:
+    """Return where a node's image lies, whether or not the node holds it, too."""
+    if resource := getattr(node, "image_resource", None):
+        return resource.path or (str(resource.url) if resource.url else None)
+    if file := getattr(node, "image_file", None):
+        return file
     path = getattr(node, "image_path", None)
     return Path(path).expanduser() if path else getattr(node, "image_url", None)

@@ -28,9 +28,9 @@ from .nodes import (
     Captions,
     file_caption,
     list_images,
+    make_id,
     modified_date,
     node_text,
-    path_id,
     set_caption,
 )
 from .prefetch import batched
@@ -246,7 +246,7 @@ class _Sync(Ingest):
         stored = self.vector_store.get_files(root)
         self.n_stored = len(stored)
         # A file has one row; where there is another by hand, the one that ingesting makes counts.
-        stored.sort(key=lambda row: row.id == path_id(Path(row.path)))
+        stored.sort(key=lambda row: row.id == make_id(Path(row.path).as_posix()))
         self.rows = {row.path: row for row in stored if row.path in self.first}
         self.missing = {
             row.id: row for row in stored if row.path not in self.first and _is_gone(row.path)

@@ -95,3 +95,17 @@ def pictures(tmp_path) -> Path:
     for name in ("red", "green", "blue", "black", "white"):
         Image.new("RGB", (40, 30), name).save(folder / f"{name}.png")
     return folder
+
+
+@pytest.fixture
+def internet(monkeypatch):
+    """Names and servers of the test's own, met in place of the network."""
+    from internet import Internet
+
+    from llama_index_clip_ext import remote
+
+    made = Internet()
+    monkeypatch.setattr(remote, "resolve", made.resolve)
+    monkeypatch.setattr(remote, "connect", made.connect)
+    yield made
+    made.close()

@@ -14,6 +14,7 @@ from .images import load_image
 from .nodes import is_image_node
 from .notes import SIMILARITY_KEY
 from .sources import ImageSource
+from .urls import AllowUrls
 
 _TILE, _GAP, _TITLE, _LINE, _UNDER = 132, 14, 38, 19, 15
 _RIGHT, _OTHER, _INK, _FAINT = (34, 139, 34), (190, 190, 190), (30, 30, 30), (120, 120, 120)
@@ -48,6 +49,7 @@ def show_results(
     query: str | ImageSource | None = None,
     title: str = "",
     columns: int = 5,
+    allow_urls: AllowUrls = False,
 ) -> Image.Image:
     """Draw what a retriever found, with ranks and scores; a notebook shows it by itself.
 
@@ -59,6 +61,7 @@ def show_results(
             A string is a text; name a file by a ``Path``.
         title: A line above the hits, where it is not the query's text.
         columns: Hits in a row.
+        allow_urls: As in `load_image`, for hits that are known by a URL.
 
     Returns:
         The contact sheet, in RGB.
@@ -70,9 +73,9 @@ def show_results(
         raise ValueError(f"columns is {columns}, expected at least 1")
     if isinstance(query, str):
         title, query = title or query, None
-    tiles = [] if query is None else [Tile(load_image(query), "query")]
+    tiles = [] if query is None else [Tile(load_image(query, allow_urls=allow_urls), "query")]
     columns += len(tiles)
-    tiles += [_hit_tile(rank, hit) for rank, hit in enumerate(hits, 1)]
+    tiles += [_hit_tile(rank, hit, allow_urls) for rank, hit in enumerate(hits, 1)]
     if not tiles:
         tiles = [Tile(_text_picture("nothing was found"), "")]
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
@@ -110,7 +113,7 @@ def draw_contact_sheet(
     return sheet
 
 
-def _hit_tile(rank: int, hit: NodeWithScore) -> Tile:
+def _hit_tile(rank: int, hit: NodeWithScore, allow_urls: AllowUrls) -> Tile:
     node = hit.node
     label = str(rank) if hit.score is None else f"{rank}  {hit.score:.3f}"
     cosine = node.metadata.get(SIMILARITY_KEY)
@@ -121,7 +124,7 @@ def _hit_tile(rank: int, hit: NodeWithScore) -> Tile:
     if not is_image_node(node):
         return Tile(_text_picture(text), label, detail=name)
     try:
-        picture = load_image(node)
+        picture = load_image(node, allow_urls=allow_urls)
     except ImageLoadError as err:
         picture = _text_picture(err.reason)
     return Tile(picture, label, detail=text or name)

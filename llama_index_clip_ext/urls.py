@@ -24,6 +24,8 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 # 2130706433 and 0x7f.1 are 127.0.0.1 to many a resolver; no top-level domain looks like that.
 _NUMBER = re.compile(r"(?:.*\.)?(?:\d+|0x[0-9a-f]*)")
+# Not every version of `urllib` minds what is before or after brackets, or within.
+_AUTHORITY = re.compile(r"(?:\[[^\[\]]*:[^\[\]]*\]|[^\[\]:]*)(?::[0-9]*)?")
 _PLAIN_AUTHORITY = re.compile(r"(?:\[[^\]/?#@]*\]|[^\s/?#\\@:\[\]]+)(?::\d*)?(?=[/?#]|$)")
 
 # An IPv4 address within one of IPv6: mapped, and through a translator (RFC 4291, RFC 6052).
@@ -103,8 +105,8 @@ def parse_url(url: str, *, base: Url | None = None) -> Url:
         raise ImageLoadError(
             "a URL with a user name or password is not fetched; download it and pass its path"
         )
-    if port == 0:
-        raise ImageLoadError("a URL with port 0, which is none")
+    if port == 0 or not _AUTHORITY.fullmatch(parts.netloc):
+        raise ImageLoadError("no valid URL: its host or port is none")
     query = "?" + _quoted(parts.query, "?") if parts.query else ""
     return Url(
         parts.scheme,

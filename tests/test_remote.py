@@ -16,7 +16,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from internet import PUBLIC, answer, redirect
-from llama_index.core.schema import ImageNode, MediaResource, Node, QueryBundle
+from llama_index.core.schema import ImageNode, MediaResource, Node, NodeWithScore, QueryBundle
 from llama_index.core.storage.kvstore import SimpleKVStore
 from PIL import Image
 
@@ -30,6 +30,7 @@ from llama_index_clip_ext import (
     load_image,
     load_image_nodes,
     remote,
+    show_results,
 )
 from llama_index_clip_ext.nodes import list_images
 from llama_index_clip_ext.remote import fetch
@@ -512,6 +513,15 @@ def test_ingest_reports_what_is_not_allowed_or_lost(clip, open_clip, store, inte
         report.failed, ["not a picture", "is not found", r"fsspec.open"], strict=True
     ):
         assert reason in failure.reason
+
+
+def test_hits_of_urls_are_drawn_where_they_are_allowed(internet, page):
+    hits = [NodeWithScore(node=ImageNode(image_url=page, metadata={"file_name": "red.png"}))]
+    show_results(hits)
+    assert internet.asked == []
+    red = (255, 0, 0)
+    assert red in show_results(hits, allow_urls=["pictures.example"]).getdata()
+    assert len(internet.asked) == 1
 
 
 def test_nodes_are_not_made_of_urls_without_fetching():

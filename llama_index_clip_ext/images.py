@@ -164,6 +164,14 @@ def check_formats(image_formats: Collection[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*IMAGE_FORMATS, *added)))
 
 
+def suffixes_of(image_formats: Collection[str]) -> frozenset[str]:
+    """Return how files of formats that a user adds are called, such as ``.avif``."""
+    added = {name.upper() for name in image_formats}
+    check_formats(image_formats)
+    by_suffix = Image.registered_extensions() if added else {}
+    return frozenset(suffix for suffix, name in by_suffix.items() if name in added)
+
+
 def read_header(
     source: ImageSource, *, image_formats: Collection[str] = ()
 ) -> tuple[str, int, int]:

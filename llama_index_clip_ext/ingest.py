@@ -39,7 +39,6 @@ from .prefetch import batched, prefetch
 from .rows import check_node, modality_of, node_hash
 from .sources import describe_source, fetched, is_url
 from .store import CLIPMilvusVectorStore, check_pair
-from .urls import AllowUrls
 
 # Threads that read and hash files: enough to keep a disk or a network drive busy.
 READERS = 4
@@ -224,10 +223,14 @@ def _ingest(
     fs: AbstractFileSystem | None,
     stop: threading.Event,
 ) -> IngestReport:
+    check_pair(embed_model, vector_store)
     items: Any = source
     if isinstance(source, (str, os.PathLike)):
         # Listed first, so that a folder that changes is not read twice and the bar has an end.
-        source = items = list(list_images(source, recursive=recursive, fs=fs))
+        formats = embed_model.image_formats
+        source = items = list(
+            list_images(source, recursive=recursive, fs=fs, image_formats=formats)
+        )
     elif fs is not None:
         items = list_images(source, fs=fs)
     total = len(source) if isinstance(source, Sized) else None
@@ -379,10 +382,25 @@ class Ingest:
         source = describe_source(item)
         try:
             state = _state_of(item)
-            node = _image_node(item, self.captions, self.embed_model.allow_urls)
-            return Read(index, source, node, state)
+            return Read(index, source, self._image_node(item), state)
         except Exception as err:
             return Read(index, source, error=err)
+
+    def _image_node(self, item: Any) -> BaseNode:
+        allow_urls, formats = self.embed_model.allow_urls, self.embed_model.image_formats
+        if isinstance(item, BaseNode) and modality_of(item) == "image":
+            return with_content_hash(item, allow_urls=allow_urls)
+        if is_file(item) or is_url(item):
+            # Held until it is embedded: what is asked for again may be another picture.
+            content: Any = fetched(item, allow_urls)
+            node = make_remote_node(item, content, captions=self.captions, image_formats=formats)
+            return holding(node, content)
+        if isinstance(item, (str, os.PathLike)):
+            return make_image_node(item, captions=self.captions, image_formats=formats)
+        raise TypeError(
+            f"{type(item).__name__} ({describe_source(item)}) is neither a path nor an image node; "
+            "for pixels, make an ImageNode with an id"
+        )
 
     def _readable(self, batch: Iterable[Read]) -> Iterator[tuple[Read, BaseNode]]:
         """Yield what has a node, up to the first error that is to be raised; note the rest."""
@@ -555,21 +573,6 @@ def _one_at_a_time(captions: Callable[[Path], str | None]) -> Callable[[Path], s
             raise ImageLoadError(reason, source=str(path)) from err
 
     return caption
-
-
-def _image_node(item: Any, captions: Captions, allow_urls: AllowUrls) -> BaseNode:
-    if isinstance(item, BaseNode) and modality_of(item) == "image":
-        return with_content_hash(item, allow_urls=allow_urls)
-    if is_file(item) or is_url(item):
-        # Held until it is embedded: what is asked for again may be another picture.
-        content: Any = fetched(item, allow_urls)
-        return holding(make_remote_node(item, content, captions=captions), content)
-    if isinstance(item, (str, os.PathLike)):
-        return make_image_node(item, captions=captions)
-    raise TypeError(
-        f"{type(item).__name__} ({describe_source(item)}) is neither a path nor an image node; for "
-        "pixels, make an ImageNode with an id"
-    )
 
 
 def refusal_of(node: BaseNode, on_error: OnError) -> str:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import base64
 import glob
 import hashlib
-import io
 import json
 import logging
 import os
 import posixpath
-import stat
 import time
 import unicodedata
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,13 +23,12 @@ from fsspec import AbstractFileSystem
 from fsspec.core import OpenFile
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode, ImageNode, TextNode
-from PIL import Image
 
 from .errors import ImageLoadError, ImageNotFoundError
 from .filesystems import address, is_file, is_local, list_files, path_in, read_sidecar
-from .images import OnError
+from .images import OnError, read_header, suffixes_of
 from .notes import exclude_from_models
-from .sources import describe_source, fetched, has_image, image_digest, is_url
+from .sources import describe_source, fetched, has_image, image_digest, is_url, open_file
 from .urls import AllowUrls, Fetched
 
 logger = logging.getLogger(__name__)
@@ -47,6 +44,9 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 )
 
+
+# Bytes. More than Milvus stores in a row.
+_MAX_CAPTION = 1_000_000
 
 # Seconds. FAT, the coarsest of file systems, tells times two seconds apart.
 _SETTLED_AFTER = 2.0
@@ -90,6 +90,7 @@ def load_image_nodes(
     id_by: Literal["path", "content"] = "path",
     on_error: OnError = "raise",
     fs: AbstractFileSystem | None = None,
+    image_formats: Collection[str] = (),
 ) -> list[ImageNode]:
     """Make a node of each image file, without decoding or embedding it.
 
@@ -105,6 +106,8 @@ def load_image_nodes(
         fs: The fsspec file system that the paths are of, such as ``s3fs.S3FileSystem()``. Its files
             are read for their hashes, and again when they are embedded; `ingest_images` does both
             at once.
+        image_formats: Formats beside the usual ones, as in `load_image`; files with their suffixes
+            are found in folders, too.
 
     Returns:
         Nodes sorted by path for a folder or pattern, else in the order given. Their metadata holds
@@ -120,9 +123,12 @@ def load_image_nodes(
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is {on_error!r}, expected 'raise' or 'skip'")
     nodes: list[ImageNode] = []
-    for path in list_images(source, recursive=recursive, fs=fs):
+    for path in list_images(source, recursive=recursive, fs=fs, image_formats=image_formats):
         try:
-            nodes.append(make_image_node(path, captions=captions, id_by=id_by))
+            node = make_image_node(
+                path, captions=captions, id_by=id_by, image_formats=image_formats
+            )
+            nodes.append(node)
         except ImageLoadError as err:
             if on_error == "raise":
                 raise
@@ -135,10 +141,15 @@ def list_images(
     *,
     recursive: bool = True,
     fs: AbstractFileSystem | None = None,
+    image_formats: Collection[str] = (),
 ) -> Iterator[Any]:
     """Yield the image files of a folder or pattern in order; pass any other iterable through.
 
-    Paths in a file system are yielded as its files, those of an iterable, too.
+    Args:
+        source: As in `load_image_nodes`.
+        recursive: As in `load_image_nodes`.
+        fs: The file system; its paths are yielded as its files, those of an iterable, too.
+        image_formats: As in `load_image_nodes`.
 
     Raises:
         FileNotFoundError: If the folder or pattern matches nothing that exists.
@@ -146,8 +157,9 @@ def list_images(
     if not isinstance(source, (str, os.PathLike)):
         yield from source if fs is None else (_in_file_system(item, fs) for item in source)
         return
+    suffixes = IMAGE_SUFFIXES | suffixes_of(image_formats)
     if fs is not None and not is_local(fs):
-        yield from list_files(source, fs, recursive=recursive, suffixes=IMAGE_SUFFIXES)
+        yield from list_files(source, fs, recursive=recursive, suffixes=suffixes)
         return
     if fs is not None:
         source = path_in(fs, source)
@@ -158,7 +170,7 @@ def list_images(
         return
     path = Path(source).expanduser()
     if path.is_dir():
-        yield from _walk(path, recursive)
+        yield from _walk(path, recursive, suffixes)
     elif path.is_file():
         yield path
     elif matches := sorted(glob.glob(str(path), recursive=recursive)):
@@ -178,7 +190,7 @@ def _in_file_system(item: Any, fs: AbstractFileSystem) -> Any:
     return path if is_local(fs) else OpenFile(fs, path)
 
 
-def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
+def _walk(folder: Path, recursive: bool, suffixes: Collection[str]) -> Iterator[Path]:
     try:
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
@@ -188,12 +200,19 @@ def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
     for entry in entries:
         if entry.name.startswith("."):
             continue  # Hidden, such as the ._NAME.jpg that macOS leaves beside NAME.jpg.
-        if entry.is_dir():
+        if _is_folder(entry):
             # Links to folders are not followed: they may lead back up.
             if recursive and not entry.is_symlink():
-                yield from _walk(Path(entry.path), recursive)
-        elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+                yield from _walk(Path(entry.path), recursive, suffixes)
+        elif Path(entry.name).suffix.lower() in suffixes:
             yield Path(entry.path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # Such as a link to itself, which is reported as a file that cannot be read.
 
 
 def make_image_node(
@@ -201,6 +220,7 @@ def make_image_node(
     *,
     captions: Captions = "sidecar",
     id_by: Literal["path", "content"] = "path",
+    image_formats: Collection[str] = (),
 ) -> HashedImageNode:
     """Make the node of one image file; see `load_image_nodes`.
 
@@ -212,7 +232,9 @@ def make_image_node(
         raise ValueError(f"id_by is {id_by!r}, expected 'path' or 'content'")
     if is_file(path):
         content: Any = fetched(path, False)
-        node = make_remote_node(path, content, captions=captions, id_by=id_by)
+        node = make_remote_node(
+            path, content, captions=captions, id_by=id_by, image_formats=image_formats
+        )
         node._image_file = path
         return node
     if is_url(path):
@@ -236,7 +258,7 @@ def make_image_node(
     try:
         # Before the content is read: if the file changes in between, the date is too old, and the
         # next look at it finds the change; the other way round it would find nothing.
-        facts = _file_facts(file)
+        facts = _file_facts(file, image_formats)
         content_hash = image_digest(file)
     except ImageLoadError as err:
         raise type(err)(err.reason, source=given) from err
@@ -256,6 +278,7 @@ def make_remote_node(
     *,
     captions: Captions = None,
     id_by: Literal["path", "content"] = "path",
+    image_formats: Collection[str] = (),
 ) -> HashedImageNode:
     """Make the node of an image that was read from a URL or another file system.
 
@@ -264,10 +287,11 @@ def make_remote_node(
         content: What `fetched` returned for it.
         captions: As in `load_image_nodes`; for a URL, there is none beside it.
         id_by: As in `load_image_nodes`.
+        image_formats: As in `load_image_nodes`.
     """
     metadata: dict[str, Any] = {
         "file_size": len(content),
-        **_picture_facts(io.BytesIO(content)),
+        **_picture_facts(content, image_formats),
         "content_hash": image_digest(content),
     }
     caption = ""
@@ -415,15 +439,21 @@ def file_caption(file: Path) -> str:
     """
     sidecar = file.with_suffix(".txt")
     try:
-        return sidecar.read_text(encoding="utf-8-sig").strip()
+        # By the same door as pictures: a pipe of that name would keep us waiting.
+        with open_file(sidecar) as opened:
+            content = opened.read(_MAX_CAPTION + 1)
+        if len(content) > _MAX_CAPTION:
+            raise ImageLoadError(f"more than {_MAX_CAPTION} bytes")
+        text = content.decode("utf-8-sig")
+        return text.replace("\r\n", "\n").replace("\r", "\n").strip()
     except FileNotFoundError:
         return ""
-    except (OSError, UnicodeDecodeError) as err:
+    except (OSError, UnicodeDecodeError, ImageLoadError) as err:
         reason = f"its caption {sidecar.name} cannot be read ({err}); save it as UTF-8"
         raise ImageLoadError(reason, source=str(file)) from err
 
 
-def _file_facts(file: Path) -> dict[str, Any]:
+def _file_facts(file: Path, image_formats: Collection[str]) -> dict[str, Any]:
     """Read what the file system and the picture's header tell; what they do not is left out."""
     try:
         state = file.stat()
@@ -431,26 +461,21 @@ def _file_facts(file: Path) -> dict[str, Any]:
         raise ImageNotFoundError("no such file", source=str(file)) from err
     except OSError as err:
         raise ImageLoadError(f"unreadable ({err.strerror})", source=str(file)) from err
-    if not stat.S_ISREG(state.st_mode):
-        raise ImageLoadError("not a regular file", source=str(file))  # A pipe would block.
     facts: dict[str, Any] = {
         "file_size": state.st_size,
         "last_modified_date": modified_date(
             state, is_settled=time.time() - state.st_mtime > _SETTLED_AFTER
         ),
     }
-    return facts | _picture_facts(file)
+    return facts | _picture_facts(file, image_formats)
 
 
-def _picture_facts(file: Path | io.BytesIO) -> dict[str, Any]:
+def _picture_facts(picture: Path | bytes, image_formats: Collection[str]) -> dict[str, Any]:
     """Read what a picture's header tells."""
     # What is no picture is found, and reported with its reason, where it is decoded.
-    with suppress(Exception), Image.open(file) as image:
-        return {
-            "file_type": image.get_format_mimetype() or "",
-            "width": image.width,
-            "height": image.height,
-        }
+    with suppress(ImageLoadError):
+        mimetype, width, height = read_header(picture, image_formats=image_formats)
+        return {"file_type": mimetype, "width": width, "height": height}
     return {"file_type": ""}
 
 

@@ -100,8 +100,11 @@ def quantize_images(
     checkpoint = embed_model.encoder.checkpoint
     preprocessing = _preprocessing(embed_model)
     check_can_make(checkpoint)
+    if isinstance(images, bytes):
+        raise TypeError("images is one bytes, expected a folder, a pattern or a list of images")
+    found = list_images(images, image_formats=embed_model.image_formats)
     with tqdm(total=n_images, desc="Reading pictures", disable=not show_progress) as progress:
-        pictures = _read(embed_model, preprocessing, _shuffled(images, seed), n_images, progress)
+        pictures = _read(embed_model, preprocessing, _shuffled(found, seed), n_images, progress)
     model = _load_float32(checkpoint)
     int8 = make_int8(
         checkpoint,
@@ -156,13 +159,9 @@ def _load_float32(checkpoint: Checkpoint) -> Any:
     return load_tower(checkpoint, "image", torch.float32)
 
 
-def _shuffled(
-    images: str | os.PathLike[str] | Iterable[ImageSource], seed: int
-) -> Iterator[ImageSource]:
+def _shuffled(images: Iterable[ImageSource], seed: int) -> Iterator[ImageSource]:
     """Yield image sources by chance: the first of a folder may all show one afternoon."""
-    if isinstance(images, bytes):
-        raise TypeError("images is one bytes, expected a folder, a pattern or a list of images")
-    sources = list(list_images(images))
+    sources = list(images)
     for index in np.random.default_rng(seed).permutation(len(sources)):
         yield sources[index]
 

@@ -8,7 +8,7 @@ import json
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,7 +214,7 @@ def _sync(
             stop=stop,
             report=report,
         )
-        root, files = _listed(folder, recursive)
+        root, files = _listed(folder, recursive, embed_model.image_formats)
         bar.reset(len(files))
         sync.compare(root, files, checksum=checksum, lines=lines)
         if delete:
@@ -392,7 +392,9 @@ def _is_gone(path: str) -> bool:
     return False
 
 
-def _listed(folder: str | os.PathLike[str], recursive: bool) -> tuple[Path, list[Path]]:
+def _listed(
+    folder: str | os.PathLike[str], recursive: bool, image_formats: Collection[str]
+) -> tuple[Path, list[Path]]:
     """Return the folder as its rows name it, and its images."""
     if not os.fspath(folder):
         raise SyncError("the folder is an empty string; for this one, say '.'")
@@ -404,7 +406,7 @@ def _listed(folder: str | os.PathLike[str], recursive: bool) -> tuple[Path, list
             f"{os.fspath(folder)} is no folder that can be read ({error_detail(err)}); nothing was "
             "changed"
         ) from err
-    return root, list(list_images(root, recursive=recursive))
+    return root, list(list_images(root, recursive=recursive, image_formats=image_formats))
 
 
 @contextmanager

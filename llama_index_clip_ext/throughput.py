@@ -20,6 +20,7 @@ from .images import load_image
 from .ingest import READERS, ingest_images
 from .nodes import list_images, make_image_node
 from .prefetch import batched, usable_cores
+from .sources import read_source
 from .store import CLIPMilvusVectorStore, create_vector_store
 from .vectors import Rows
 
@@ -82,7 +83,8 @@ def measure_throughput(
         FileNotFoundError: If there are no pictures.
         ImageLoadError: If none of them can be read.
     """
-    paths = [Path(path) for path in islice(list_images(source), n_images)]
+    found = list_images(source, image_formats=embed_model.image_formats)
+    paths = [Path(path) for path in islice(found, n_images)]
     if not paths:
         raise FileNotFoundError(f"no images in {source!r}")
     read = _time_read(paths)  # First, while the files may still be on their disk alone.
@@ -110,8 +112,8 @@ def _time_read(paths: Sequence[Path]) -> float:
     started = time.perf_counter()
     for path in paths:
         # What cannot be read is left out, and said, by who decodes it.
-        with suppress(OSError):
-            path.read_bytes()
+        with suppress(OSError, ImageLoadError):
+            read_source(path)
     return (time.perf_counter() - started) / len(paths)
 
 
@@ -128,7 +130,7 @@ def _time_model(paths: Sequence[Path], embed_model: DualEncoderEmbedding) -> dic
         seconds[step] += (time.perf_counter() - started) / len(paths)
 
     for batch in batched(paths, embed_model.embed_batch_size):
-        contents = [path.read_bytes() for path in batch]
+        contents = [read_source(path) for path in batch]
         with timed("decode"):
             pictures = (
                 load_image(

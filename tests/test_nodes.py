@@ -390,3 +390,33 @@ def test_of_names_that_differ_by_spelling_alone_one_is_refused(tmp_path):
     (tmp_path / names[0]).unlink()
     (node,) = load_image_nodes(tmp_path)
     assert node.node_id == kept[0].node_id
+
+
+def test_a_link_to_itself_costs_no_folder(tree):
+    """It is listed, and reported as what cannot be read; the rest is found."""
+    (tree / "loop.png").symlink_to(tree / "loop.png")
+    assert "loop.png" in [path.name for path in list_images(tree)]
+    assert names(load_image_nodes(tree, on_error="skip")) == ["d.png", "f.webp", "b.png", "c.JPG"]
+    with pytest.raises(ImageLoadError, match=r"loop\.png"):
+        load_image_nodes(tree)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_caption_is_a_file_of_some_size(tree):
+    """A pipe would keep us waiting, and a device has no end."""
+    os.mkfifo(tree / "b.txt")
+    with pytest.raises(ImageLoadError, match=r"b\.txt cannot be read \(a named pipe, not a file\)"):
+        load_image_nodes(tree / "b.png")
+    (tree / "b.txt").unlink()
+    (tree / "b.txt").write_bytes(b"a" * 1_000_001)
+    with pytest.raises(ImageLoadError, match=r"more than 1000000 bytes"):
+        load_image_nodes(tree / "b.png")
+
+
+def test_formats_that_are_added_are_found_and_described(tree):
+    Image.new("RGB", (5, 4)).save(tree / "z.ppm")
+    assert "z.ppm" not in names(load_image_nodes(tree))
+    node = load_image_nodes(tree, image_formats=["ppm"])[-1]
+    assert (node.metadata["file_name"], node.metadata["width"]) == ("z.ppm", 5)
+    # What is not read is not described.
+    assert load_image_nodes([tree / "z.ppm"])[0].metadata["file_type"] == ""

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any, TypeAlias
 
 from .errors import FilterError
+from .scripts import is_unicode
 
 Value: TypeAlias = str | int | float
 
@@ -60,7 +61,7 @@ def literal(value: Any) -> str:
         return repr(value)
     if isinstance(value, float) and math.isfinite(value):
         return repr(value)
-    if isinstance(value, str) and _is_unicode(value):
+    if isinstance(value, str) and is_unicode(value):
         return '"' + "".join(_ESCAPES.get(character, character) for character in value) + '"'
     if isinstance(value, Sequence) and not isinstance(value, str):
         return f"[{', '.join(literal(item) for item in value)}]"
@@ -70,9 +71,44 @@ def literal(value: Any) -> str:
     )
 
 
-def ids_expression(field: str, ids: Sequence[str]) -> str:
-    """Say that a field is one of these ids."""
+def ids_expression(field: str, ids: Sequence[Value]) -> str:
+    """Say that a column is one of these ids, or of these values of its type."""
     return f"{field} in {literal(list(ids))}"
+
+
+def compared(field: str, sign: str, value: Value) -> str:
+    """Compare a column with a value of its type."""
+    return f"{field} {sign} {literal(value)}"
+
+
+def holding(field: str, part: str, engine: Engine) -> str:
+    """Say that a column's text holds another.
+
+    Raises:
+        FilterError: If the engine has no such pattern.
+    """
+    return f"{field} like {pattern(part, engine)}"
+
+
+def lite_list(key: str, *, is_bare: bool, has_content: bool) -> str:
+    """Return what Milvus Lite's list functions take for a key of the metadata.
+
+    Args:
+        key: The key.
+        is_bare: Whether there is a dynamic field of its name.
+        has_content: Whether the collection has the whole node as JSON, in a column.
+
+    Returns:
+        A bare name, or a path from one; empty if there is neither.
+    """
+    if is_bare and is_lite_name(key):
+        return key
+    return f'_node_content["metadata"][{literal(key)}]' if has_content else ""
+
+
+def negated(test: str) -> str:
+    """Say the opposite."""
+    return f"not ({test})"
 
 
 def joined(word: str, tests: Sequence[str], engine: Engine) -> str:
@@ -217,7 +253,3 @@ def _by_type(values: Sequence[Value]) -> list[list[Value]]:
     for value in values:
         groups.setdefault(type(value), []).append(value)
     return list(groups.values())
-
-
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)

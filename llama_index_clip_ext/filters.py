@@ -20,10 +20,13 @@ from .expressions import (
     DynamicField,
     Engine,
     Value,
-    is_lite_name,
+    compared,
+    holding,
+    ids_expression,
     joined,
+    lite_list,
     literal,
-    pattern,
+    negated,
 )
 from .rows import Field
 
@@ -83,7 +86,7 @@ def _group(group: MetadataFilters, fields: Mapping[str, Field], engine: Engine, 
         if part:
             parts.append(part)
     if group.condition == FilterCondition.NOT and parts:
-        return f"not ({joined('or', parts, engine)})"
+        return negated(joined("or", parts, engine))
     return joined("or" if group.condition == FilterCondition.OR else "and", parts, engine)
 
 
@@ -94,14 +97,16 @@ def _one(item: MetadataFilter, fields: Mapping[str, Field], engine: Engine) -> s
         if field.type:
             test = _of_column(operator, field, field.type, values, engine)
         else:
-            lists = _lite_lists(item.key, field.name, fields)
+            lists = lite_list(
+                item.key, is_bare=field.name == item.key, has_content="_node_content" in fields
+            )
             test = _of_dynamic_field(
                 operator, DynamicField(field.name, lists, engine), values, engine
             )
     except FilterError as err:
         wanted = f"{item.key!r} {item.operator.value} {reprlib.repr(item.value)}"
         raise FilterError(f"filter {wanted}: {err}") from err
-    return f"not ({test})" if item.operator in _NEGATED else test
+    return negated(test) if item.operator in _NEGATED else test
 
 
 def _values(item: MetadataFilter) -> list[Value]:
@@ -146,23 +151,23 @@ def _of_column(
             raise FilterError(f"{value!r} compared with a column of {kind.__name__}")
     if operator == FilterOperator.IS_EMPTY:
         blank = "" if kind is str else missing
-        return NEVER if blank is None else f"{name} == {literal(blank)}"
+        return NEVER if blank is None else compared(name, "==", blank)
     if operator in (FilterOperator.EQ, FilterOperator.IN):
         if missing in values:
             raise FilterError(f"{missing!r} stands for a missing value here; use 'is_empty'")
         wanted = [value for value in values if kind is not int or isinstance(value, int)]
         if operator == FilterOperator.EQ and wanted:
-            return f"{name} == {literal(wanted[0])}"
-        return f"{name} in {literal(wanted)}"
+            return compared(name, "==", wanted[0])
+        return ids_expression(name, wanted)
     if operator == FilterOperator.TEXT_MATCH:
-        test = f"{name} like {pattern(str(values[0]), engine)}"
+        test = holding(name, str(values[0]), engine)
     else:
         sign, value = operator.value, values[0]
         if kind is int and isinstance(value, float):
             # Of integers, those below 2.5 are those up to 2.
             sign, value = (">" if sign in (">", ">=") else "<="), math.floor(value)
-        test = f"{name} {sign} {literal(value)}"
-    return test if missing is None else f"{name} != {literal(missing)} and {test}"
+        test = compared(name, sign, value)
+    return test if missing is None else joined("and", [compared(name, "!=", missing), test], engine)
 
 
 def _of_dynamic_field(
@@ -181,11 +186,3 @@ def _of_dynamic_field(
     if not values:
         raise FilterError("'all' needs at least one value")
     return joined("and", [field.contains_any([value]) for value in values], engine)
-
-
-def _lite_lists(key: str, name: str, fields: Mapping[str, Field]) -> str:
-    """Return what Milvus Lite's list functions take: a bare name, or a path from one."""
-    if name == key and is_lite_name(key):
-        return key
-    # The node as JSON, which this package's collections have in a column.
-    return f'_node_content["metadata"][{literal(key)}]' if "_node_content" in fields else ""

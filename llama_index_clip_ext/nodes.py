@@ -28,6 +28,7 @@ from .errors import ImageLoadError, ImageNotFoundError
 from .filesystems import address, is_file, is_local, list_files, path_in, read_sidecar
 from .images import OnError, read_header, suffixes_of
 from .notes import exclude_from_models
+from .scripts import is_unicode
 from .sources import describe_source, fetched, has_image, image_digest, is_url, open_file
 from .urls import AllowUrls, Fetched
 
@@ -249,7 +250,7 @@ def make_image_node(
     except (ValueError, RuntimeError) as err:
         raise ImageLoadError(f"no path ({err})", source=os.fspath(path)) from err
     given = os.fsencode(path).decode("utf-8", "backslashreplace")
-    if str(file).encode("utf-8", "backslashreplace").decode() != str(file):
+    if not is_unicode(str(file)):
         reason = "its name is no Unicode text, as of another encoding; rename it"
         raise ImageLoadError(reason, source=given)
     if id_by == "path" and (twin := _twin(file)):

@@ -26,6 +26,7 @@ from .errors import EmbeddingError, ImageLoadError, RowTooLargeError
 from .full_text import SPARSE_FIELD
 from .nodes import VOLATILE_METADATA, is_image_node, node_text, with_content_hash, without_pixels
 from .notes import without_notes
+from .scripts import is_unicode
 from .vectors import check_vector
 
 Modality: TypeAlias = Literal["image", "text"]
@@ -136,6 +137,10 @@ def check_node(node: BaseNode) -> dict[str, Any]:
     name = _name(node)
     if not node.node_id:
         raise ValueError("a node has an empty id; give it one, or leave the id to LlamaIndex")
+    texts = {"id": node.node_id, "document": node.ref_doc_id or "", "text": node_text(node)}
+    for what, text in texts.items():
+        if not is_unicode(text):
+            raise ValueError(f"{name}: its {what} is no Unicode text, which Milvus cannot store")
     node = without_notes(node)
     if is_image_node(node) and not node.metadata.get("content_hash"):
         with suppress(ImageLoadError):  # Embedded by somebody else, and gone or a URL.
@@ -211,7 +216,7 @@ def _check_metadata(key: str, value: Any, name: str) -> None:
     if key in _RESERVED_KEYS:
         raise ValueError(f"{name}: the store keeps the metadata key {key!r} for itself")
     try:
-        content = json.dumps(to_jsonable_python(value), ensure_ascii=False)
+        content = json.dumps({key: to_jsonable_python(value)}, ensure_ascii=False)
         content.encode()
         outside = [one for one in _integers(content) if not _INT64[0] <= one <= _INT64[1]]
     except UnicodeEncodeError as err:

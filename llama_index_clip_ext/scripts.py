@@ -26,3 +26,8 @@ def cjk_share(text: str) -> float:
     if not letters:
         return 0.0
     return sum(_CJK.match(letter) is not None for letter in letters) / len(letters)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: without the halves of UTF-16's pairs."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -29,7 +29,7 @@ from . import collection, lite
 from .collection import DEFAULT_COLLECTION, DEFAULT_URI, PARTITIONS
 from .connection import DEFAULT_TIMEOUT, Connection, split_credentials
 from .errors import FilterError, StoreError
-from .expressions import Engine, ids_expression
+from .expressions import Engine, ids_expression, joined
 from .filters import filter_expression
 from .full_text import FullText, check_analyzer, check_support
 from .metrics import IndexRecall, index_recall
@@ -475,11 +475,11 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         Raises:
             FilterError: If a filter cannot be expressed.
         """
-        expression = self._expression(filters, None, None)
-        if self._partition_names(modality):
+        parts = [self._expression(filters, None, None)]
+        if self._partition_names(modality) and modality:
             # By column: count(*) of a partition counts the whole collection on Milvus Lite.
-            of_modality = f'modality == "{modality}"'
-            expression = f"{of_modality} and {expression}" if expression else of_modality
+            parts.append(ids_expression("modality", [modality]))
+        expression = joined("and", [part for part in parts if part], self._engine)
         with _naming(filters):
             rows = self._call("query", filter=expression, output_fields=["count(*)"])
         return int(rows[0]["count(*)"])
@@ -731,7 +731,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             parts.append(ids_expression("id", node_ids))
         if doc_ids is not None:
             parts.append(ids_expression(self.doc_id_field, doc_ids))
-        return " and ".join(f"({part})" for part in parts if part)
+        return joined("and", [part for part in parts if part], self._engine)
 
     def _write(self, batch: list[dict[str, Any]], partition: str) -> None:
         # Milvus Lite's upsert merges: metadata that the new row lacks would stay. Its insert

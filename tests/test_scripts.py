@@ -2,7 +2,7 @@ import unicodedata
 
 import pytest
 
-from llama_index_clip_ext.scripts import cjk_share
+from llama_index_clip_ext.scripts import cjk_share, is_unicode
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,13 @@ def test_every_letter_that_unicode_calls_cjk_counts():
         if cjk_share(character) and not name.startswith((*starts, "IDEOGRAPHIC")):
             wrong.append((hex(code), name))
     assert wrong == []
+
+
+def test_unicode_is_what_utf_8_can_write():
+    for text in ("", "猫", "🐈", "\x00", "\ud800", "a\udfff", "\ud83d\udc08"):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            assert not is_unicode(text)
+        else:
+            assert is_unicode(text)

@@ -36,6 +36,7 @@ from .loading import (
     load_image_processor,
     load_tokenizer,
     load_tower,
+    read_config,
     read_logits,
 )
 from .prefetch import batched, prefetch, usable_cores
@@ -193,10 +194,8 @@ class Encoder:
     def batch_size(self) -> int:
         """Images per forward pass that suit the device and the model. Reads the configuration."""
         if not self._batch_size:
-            import transformers
-
             device = resolve_device(self.device)
-            config = transformers.AutoConfig.from_pretrained(self.checkpoint.directory)
+            config = read_config(self.checkpoint)
             itemsize = resolve_dtype(self.dtype, device, self.checkpoint).itemsize
             self._batch_size = default_batch_size(device, config.vision_config, itemsize)
         return self._batch_size

@@ -50,7 +50,21 @@ def read_tokenizer(name: str, directory: Path) -> Any:
     import transformers
 
     with _explained(f"cannot load the tokenizer of {name!r}"):
-        return transformers.AutoTokenizer.from_pretrained(directory)
+        return transformers.AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+
+
+def read_config(checkpoint: Checkpoint) -> Any:
+    """Read transformers' configuration of a dual encoder.
+
+    Raises:
+        ModelLoadError: If transformers cannot read it.
+    """
+    import transformers
+
+    with _explained(f"cannot load {checkpoint.name!r}"):
+        return transformers.AutoConfig.from_pretrained(
+            checkpoint.directory, trust_remote_code=False
+        )
 
 
 def load_image_processor(checkpoint: Checkpoint) -> Any:
@@ -88,10 +102,9 @@ def load_tower(checkpoint: Checkpoint, tower: Tower, dtype: Any) -> Any:
 
     model_class = getattr(transformers, checkpoint.architecture.model_class)
     other: Tower = "image" if tower == "text" else "text"
-    with _explained(f"cannot load {checkpoint.name!r}"):
-        config = transformers.AutoConfig.from_pretrained(checkpoint.directory)
-        # No layers, so that their weights are not read.
-        getattr(config, f"{_NAMES[other]}_config").num_hidden_layers = 0
+    config = read_config(checkpoint)
+    # No layers, so that their weights are not read.
+    getattr(config, f"{_NAMES[other]}_config").num_hidden_layers = 0
     # In float32 where weights are rescaled, so that they are rounded once.
     model = read_model(
         model_class,
@@ -160,6 +173,9 @@ def read_model(
             directory,
             config=config,
             dtype=dtype,
+            # Unless told, transformers asks on the terminal whether to run a checkpoint's code.
+            trust_remote_code=False,
+            weights_only=True,
             use_safetensors=weight_files(directory)[0].suffix == ".safetensors",
             # Reported below, with a name, instead of by a table in the log.
             ignore_mismatched_sizes=True,

@@ -94,7 +94,7 @@ def _opened(
                     f"{', '.join(sorted(connection.call('list_collections'))) or 'none'}"
                 )
             properties = connection.call("describe_collection", collection_name)["properties"]
-        yield connection, Passport.from_properties(properties)
+        yield connection, Passport.from_properties(properties, collection_name)
 
 
 def engine(connection: Connection) -> Engine:
@@ -195,7 +195,7 @@ def check(
 ) -> Passport | None:
     """Refuse a collection that is not what is wanted; complete one that was cut short."""
     name = description["collection_name"]
-    passport = Passport.from_properties(description.get("properties") or {})
+    passport = Passport.from_properties(description.get("properties") or {}, name)
     if passport:
         passport.check(space, name)
         passport.check_full_text(full_text, name)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from . import __version__
 from .errors import DimensionMismatchError, EmbeddingSpaceMismatchError, StoreError
 from .full_text import FullText
@@ -52,28 +54,42 @@ class Passport:
         return {PROPERTY: json.dumps(content)}
 
     @classmethod
-    def from_properties(cls, properties: Mapping[str, Any]) -> Passport | None:
+    def from_properties(cls, properties: Mapping[str, Any], collection: str) -> Passport | None:
         """Read the passport; ``None`` if the collection has none.
 
+        What a later version adds to this format is passed over.
+
+        Args:
+            properties: The collection's.
+            collection: Its name, for the message.
+
         Raises:
-            StoreError: If a newer version of this package wrote it.
+            StoreError: If a newer version of this package wrote it, or it is damaged.
         """
         if PROPERTY not in properties:
             return None
-        content = json.loads(properties[PROPERTY])
-        if content["format"] > FORMAT:
+        try:
+            content = json.loads(properties[PROPERTY])
+            made_in = content["format"]
+            if isinstance(made_in, int) and made_in > FORMAT:
+                raise StoreError(
+                    f"collection {collection!r} was made by llama-index-clip-ext "
+                    f"{content.get('package', '(unknown)')} in format {made_in}, this version "
+                    f"reads up to {FORMAT}; upgrade the package"
+                )
+            if made_in != FORMAT or content["metric"] not in ("COSINE", "IP"):
+                raise ValueError(f"format {made_in!r}, metric {content.get('metric')!r}")
+            # The first collections of this format say nothing of calibration and full text, and
+            # have none.
+            known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
+            whole = json.dumps({**known, "space": content})
+            return TypeAdapter(cls).validate_json(whole, strict=True)
+        except (TypeError, KeyError, ValueError) as err:
             raise StoreError(
-                f"the collection was made by llama-index-clip-ext {content['package']} in format "
-                f"{content['format']}, this version reads up to {FORMAT}; upgrade the package"
-            )
-        fields = EmbeddingSpace.__dataclass_fields__
-        space = EmbeddingSpace(**{name: content[name] for name in fields})
-        measured = content.get("calibration", {})
-        calibration = {name: ScoreStatistics(**one) for name, one in measured.items()}
-        # The first collections of this format say nothing of either, and have none.
-        return cls(
-            space, content["metric"], content["package"], calibration, content.get("full_text")
-        )
+                f"collection {collection!r}: its passport is damaged and does not say which model "
+                f"wrote it ({_reason(err)}). Restore the database, or index again with another "
+                "collection_name, or with overwrite=True, which drops it"
+            ) from err
 
     def check_full_text(self, wanted: FullText | None, collection: str) -> None:
         """Refuse a collection whose texts were not prepared to be searched as is wanted.
@@ -125,3 +141,9 @@ class Passport:
 def _name(space: EmbeddingSpace) -> str:
     revision = f"revision {space.revision[:12]}, " if space.revision else ""
     return f"{space.model!r} ({revision}weights {space.weights[:12]})"
+
+
+def _reason(err: Exception) -> str:
+    if isinstance(err, ValidationError):
+        return "; ".join(f"{one['loc'][-1]}: {one['msg']}" for one in err.errors())
+    return f"{type(err).__name__}: {err}"

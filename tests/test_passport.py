@@ -11,10 +11,73 @@ from llama_index_clip_ext.errors import (
     EmbeddingSpaceMismatchError,
     StoreError,
 )
-from llama_index_clip_ext.models import EmbeddingSpace
+from llama_index_clip_ext.models import EmbeddingSpace, ScoreStatistics
 from llama_index_clip_ext.passport import PROPERTY, Passport
 
 SPACE = EmbeddingSpace("模型-a", "0123456789abcdef", "a" * 64, "b" * 64, dim=4)
+STATISTICS = {"text->image": ScoreStatistics(mean=0.18, std=0.03)}
+
+# What stands in the collections out there: never to be changed. The first is what the first code
+# with a store wrote.
+FIRST = (
+    '{"format": 1, "model": "\\u6a21\\u578b-a", "revision": "0123456789abcdef", "weights": "'
+    + "a" * 64
+    + '", "preprocessing": "'
+    + "b" * 64
+    + '", "dim": 4, "metric": "IP", "normalized": true, "package": "0.1.0"'
+)
+FORMAT_1 = (
+    FIRST + ', "calibration": {"text->image": {"mean": 0.18, "std": 0.03}}, "full_text": "english"'
+)
+
+
+def read(properties):
+    return Passport.from_properties(properties, "photos")
+
+
+def test_format_1_is_written_and_read_to_the_letter():
+    passport = Passport(SPACE, "IP", "0.1.0", STATISTICS, "english")
+
+    assert passport.to_properties() == {PROPERTY: FORMAT_1 + "}"}
+    assert read({PROPERTY: FORMAT_1 + "}"}) == passport
+    assert read({PROPERTY: FIRST + "}"}) == Passport(SPACE, "IP", "0.1.0")
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "",
+        "no JSON",
+        FORMAT_1,
+        "null",
+        "7",
+        "[]",
+        "{}",
+        '{"format": 1}',
+        *(FORMAT_1 + f', "{change}}}' for change in (
+            *('format": "1"', 'format": 0', 'format": null', 'format": 1.5'),
+            *('model": 7', 'dim": "4"', 'dim": 4.5', 'weights": null', 'revision": ["a"]'),
+            *('metric": "L2"', 'metric": 7', 'package": 7', 'full_text": "klingon"'),
+            *('calibration": []', 'calibration": {"a": {"mean": 1}}', 'calibration": {"a": 1}'),
+        )),
+        None,
+        7,
+    ],
+)  # fmt: skip
+def test_a_damaged_one_is_a_clear_error(damaged):
+    with pytest.raises(StoreError, match="'photos': its passport is damaged .*overwrite=True"):
+        read({PROPERTY: damaged})
+
+
+@pytest.mark.parametrize(
+    "missing", ["format", "model", "revision", "weights", "preprocessing", "dim", "metric"]
+)
+def test_so_is_one_that_lacks_something(missing):
+    content = json.loads(FORMAT_1 + "}")
+    del content[missing]
+
+    with pytest.raises(StoreError, match=f"'photos': its passport is damaged .*{missing}"):
+        read({PROPERTY: json.dumps(content)})
 
 
 def test_a_passport_survives_the_collections_properties():
@@ -23,27 +86,29 @@ def test_a_passport_survives_the_collections_properties():
 
     assert list(properties) == [PROPERTY]
     assert isinstance(properties[PROPERTY], str)
-    assert Passport.from_properties({**properties, "mmap.enabled": "true"}) == passport
+    assert read({**properties, "mmap.enabled": "true"}) == passport
     assert passport.package == __version__
 
 
 def test_a_collection_of_another_program_has_none():
-    assert Passport.from_properties({"mmap.enabled": "true"}) is None
+    assert read({"mmap.enabled": "true"}) is None
 
 
 def test_what_a_later_version_adds_does_not_matter():
     properties = Passport(SPACE, "IP").to_properties()
     content = json.loads(properties[PROPERTY]) | {"colour": "blue"}
+    content["calibration"] = {"a": {"mean": 0.1, "std": 0.2, "median": 0.3}}
 
-    assert Passport.from_properties({PROPERTY: json.dumps(content)}) == Passport(SPACE, "IP")
+    passport = Passport(SPACE, "IP", calibration={"a": ScoreStatistics(0.1, 0.2)})
+    assert read({PROPERTY: json.dumps(content)}) == passport
 
 
 def test_a_newer_format_is_refused():
     properties = Passport(SPACE, "IP", package="9.9").to_properties()
     content = json.loads(properties[PROPERTY]) | {"format": 2}
 
-    with pytest.raises(StoreError, match=r"llama-index-clip-ext 9\.9 in format 2.* up to 1; upgra"):
-        Passport.from_properties({PROPERTY: json.dumps(content)})
+    with pytest.raises(StoreError, match=r"'photos' was made by .* 9\.9 in format 2.* up to 1; up"):
+        read({PROPERTY: json.dumps(content)})
 
 
 def test_the_same_weights_under_another_name_are_the_same_model():

@@ -21,8 +21,7 @@ _CHAIN = 8
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 # A server finds no key that JSON must write with \u.
 _UNSAFE_KEY = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-# What Milvus Lite reads as the name of a field, unless it is a keyword or one of its own.
-_LITE_NAME = re.compile(r"[^\W\d]\w*")
+# What Milvus Lite does not read as the name of a field, being keywords or its own.
 _LITE_RESERVED = frozenset(
     (
         *("and", "exists", "false", "in", "interval", "is", "iso", "like", "not", "null", "or"),
@@ -244,7 +243,10 @@ class DynamicField:
 
 def is_lite_name(name: str) -> bool:
     """Whether Milvus Lite reads this as the name of a field."""
-    return bool(_LITE_NAME.fullmatch(name)) and name.lower() not in _LITE_RESERVED
+    # A first letter, as Python has them: "¼" is a digit to some of it, and none to the rest.
+    is_word = all(character.isalnum() or character == "_" for character in name)
+    is_word = is_word and (name[:1].isalpha() or name[:1] == "_")
+    return is_word and name.lower() not in _LITE_RESERVED
 
 
 def _by_type(values: Sequence[Value]) -> list[list[Value]]:

@@ -73,7 +73,7 @@ DYNAMIC = {
         ("key-dash", "a.b", "a b", "a[0]", "it's", 'a"] or ["', "a\\b", "a/b~1"), MIXED
     ),
     **dict.fromkeys(
-        ("标签", "🐈", "e\u0301", "हिन्दी", "$x", "two\nlines", "mixed2", "ref_doc_id"), MIXED
+        ("标签", "🐈", "e\u0301", "हिन्दी", "$x", "two\nlines", "mixed2", "ref_doc_id", "¼"), MIXED
     ),
 }
 COLUMNS = {
@@ -260,6 +260,7 @@ KNOWN = [
     group(one("mixed", "in", ["a", "1"]), condition="not"),  # Lists cannot be hashed.
     group(one("nested", ">", 1), one("mixed", "<=", "a"), condition="not"),
     group(one("_seq", "in", ["a", "b"])),  # A name that Milvus Lite keeps for itself.
+    group(one("¼", "in", ["a", "猫"]), one("¼", "any", ["猫", "ab"]), condition="or"),  # No letter.
     group(one("number", "==", 2**53 + 1)),
     group(one("number", ">=", 2.0**62)),
     group(one("list", "all", [1, 2.5])),

@@ -38,10 +38,10 @@ INNOCENT = [image("innocent", colour="red"), text("bystander", colour="blue")]
 def asked(request, tmp_path_factory):
     """A store, what it is called in the table, and how often to try in short and in full."""
     if request.param == "server":
-        address, often = request.getfixturevalue("server"), {"short": 4, "full": 60}
+        address, often = request.getfixturevalue("server"), {"short": 3, "full": 30}
     else:
         address = tmp_path_factory.mktemp("expressions") / "e.db"
-        often = {"short": 15, "full": 300}
+        often = {"short": 12, "full": 200}
     with create_vector_store(MODEL, uri=address, collection_name="expressions") as store:
         yield store, f"expressions, {request.param}", often
 

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, TypeAlias, Union
 from urllib.parse import unquote, urlsplit
 
@@ -253,9 +253,6 @@ def make_image_node(
     if not is_unicode(str(file)):
         reason = "its name is no Unicode text, as of another encoding; rename it"
         raise ImageLoadError(reason, source=given)
-    if id_by == "path" and (twin := _twin(file)):
-        reason = f"{twin.name} beside it has the same name, but for how its accents are spelled"
-        raise ImageLoadError(f"{reason}; rename one of them", source=given)
     try:
         # Before the content is read: if the file changes in between, the date is too old, and the
         # next look at it finds the change; the other way round it would find nothing.
@@ -269,7 +266,7 @@ def make_image_node(
         **facts,
         "content_hash": content_hash,
     }
-    name = file.as_posix() if id_by == "path" else content_hash
+    name = path_name(file) if id_by == "path" else content_hash
     return _assemble(name, metadata, _caption(file, captions), image_path=str(file))
 
 
@@ -330,6 +327,29 @@ def _assemble(
     if caption:
         set_caption(node, caption)
     return node
+
+
+def make_id(name: str) -> str:
+    """Return the id of an image that is told apart by this name: its path, or its content hash."""
+    return str(uuid.uuid5(_NAMESPACE, name))
+
+
+def path_name(file: PurePath) -> str:
+    """Return a file's path with slashes, in one spelling of its accents.
+
+    In NFC, so that one name has one id whichever way the file system spells it. A file or folder
+    beside which there is another of the composed name, as there may be on Linux, keeps its own.
+    """
+    if unicodedata.is_normalized("NFC", file.as_posix()):
+        return file.as_posix()
+    names = []
+    for path in (*reversed(file.parents), file):
+        composed = unicodedata.normalize("NFC", path.name)
+        with suppress(OSError):  # There is none.
+            if composed != path.name and not os.path.samefile(path, path.with_name(composed)):
+                composed = path.name
+        names.append(composed)
+    return type(file)(file.anchor, *names).as_posix()
 
 
 def holding(node: BaseNode, content: bytes) -> BaseNode:
@@ -397,24 +417,6 @@ def set_caption(node: BaseNode, caption: str) -> None:
     node.set_content(caption)
     if set(node.metadata) - set(node.excluded_embed_metadata_keys) == {"file_name"}:
         node.excluded_embed_metadata_keys = list(node.metadata)
-
-
-def make_id(name: str) -> str:
-    """Return the id of a node by what tells its image from others, such as its absolute path."""
-    # NFC, so that one name has one id whichever way the file system spells its accents.
-    return str(uuid.uuid5(_NAMESPACE, unicodedata.normalize("NFC", name)))
-
-
-def _twin(file: Path) -> Path | None:
-    """Return another file that would have the same id."""
-    composed = Path(unicodedata.normalize("NFC", str(file)))
-    if composed == file:
-        return None
-    try:
-        # Most file systems of macOS take the two names for one.
-        return None if composed.samefile(file) else composed
-    except OSError:
-        return None
 
 
 def modified_date(state: os.stat_result, *, is_settled: bool = True) -> str:

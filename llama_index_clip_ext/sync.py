@@ -31,10 +31,12 @@ from .nodes import (
     make_id,
     modified_date,
     node_text,
+    path_name,
     set_caption,
 )
 from .prefetch import batched
 from .rows import node_hash
+from .scripts import is_unicode
 from .sources import error_detail
 from .store import CLIPMilvusVectorStore, StoredFile
 
@@ -245,9 +247,22 @@ class _Sync(Ingest):
             self.first.setdefault(os.path.realpath(file), index)
         stored = self.vector_store.get_files(root)
         self.n_stored = len(stored)
-        # A file has one row; where there is another by hand, the one that ingesting makes counts.
-        stored.sort(key=lambda row: row.id == make_id(Path(row.path).as_posix()))
-        self.rows = {row.path: row for row in stored if row.path in self.first}
+        named = filter(is_unicode, self.first)  # Others cannot be stored.
+        path_of = {make_id(path_name(Path(path))): path for path in named}
+        # A file has one row; where there is another by hand, the one that ingesting makes counts;
+        # and none whose id another file has now, as one may whose name is spelled in another way.
+        stored.sort(key=lambda row: row.id in path_of)
+        self.rows = {
+            row.path: row
+            for row in stored
+            if row.path in self.first and path_of.get(row.id, row.path) == row.path
+        }
+        # Ids that a file has, and writes its row by, whosever that was.
+        self.taken = {
+            node_id
+            for node_id, path in path_of.items()
+            if path not in self.rows or self.rows[path].id == node_id
+        }
         self.missing = {
             row.id: row for row in stored if row.path not in self.first and _is_gone(row.path)
         }
@@ -284,7 +299,7 @@ class _Sync(Ingest):
         hashes: dict[str, str] = {}
         self.sources.clear()
         for node in nodes:
-            path, content = node.metadata["file_path"], node.metadata["content_hash"]
+            path, content = node.metadata["file_path"], _content(node)
             row = self.rows.get(path)
             if row:
                 node.id_ = row.id
@@ -307,13 +322,15 @@ class _Sync(Ingest):
             self.moved_from[read.index] = source.path
         if self.report.dry_run:
             self._note(status, read.index, read.source)
-        elif source is None or not isinstance(old, ImageNode):
+        elif source is None or not isinstance(old, ImageNode) or _content(old) != _content(node):
             return super()._draw(read, node)
         elif refusal := refusal_of(node := _renewed(old, node), self.on_error):
             self._note("failed", read.index, read.source, refusal)
         else:
             drawn = Drawn(read.index, node, node_hash(node), read.state, status=status)
-            drawn.moved_from = source.id if status == "moved" else None
+            # A row whose id is taken is written over.
+            if status == "moved" and source.id not in self.taken:
+                drawn.moved_from = source.id
             self.embedded.append(drawn)
             if len(self.embedded) >= self.batch_size:
                 self._write()
@@ -340,7 +357,9 @@ class _Sync(Ingest):
     def settle_missing(self, *, delete: bool) -> None:
         """Count the rows whose files are gone, and remove those that are to be."""
         # Looked for again: a drive may have come back, or have gone since.
-        gone = [row for row in self.missing.values() if _is_gone(row.path)]
+        gone = [
+            row for row in self.missing.values() if _is_gone(row.path) and row.id not in self.taken
+        ]
         if delete and gone:
             self.check_not_empty()
         # What a rename leaves is taken back even so: a run that was cut short wrote the new row.
@@ -379,6 +398,10 @@ def _renewed(old: ImageNode, new: BaseNode) -> ImageNode:
     if node_text(new) not in ("", node_text(old)):
         set_caption(node, node_text(new))
     return node
+
+
+def _content(node: BaseNode) -> str:
+    return str(node.metadata.get("content_hash"))
 
 
 def _is_gone(path: str) -> bool:

@@ -6,7 +6,6 @@ import hashlib
 import importlib
 import os
 import sys
-import unicodedata
 import uuid
 from datetime import datetime, timezone
 from pathlib import Path
@@ -373,23 +372,6 @@ def test_truncated_file_is_a_node_with_what_its_header_tells(tmp_path):
     assert (node.metadata["file_type"], node.metadata["width"]) == ("image/png", 64)
     with pytest.raises(ImageLoadError, match="damaged"):
         load_image(node)
-
-
-def test_of_names_that_differ_by_spelling_alone_one_is_refused(tmp_path):
-    """They would be one row, and one of the pictures lost; where they are one file, they are."""
-    names = [unicodedata.normalize(form, "caf\u00e9.png") for form in ("NFC", "NFD")]
-    for name, colour in zip(names, ("red", "blue"), strict=True):
-        Image.new("RGB", (8, 8), colour).save(tmp_path / name)
-    if len(list(tmp_path.iterdir())) == 1:
-        pytest.skip("this file system takes both spellings for one")
-    with pytest.raises(ImageLoadError, match="how its accents are spelled; rename one") as caught:
-        load_image_nodes(tmp_path)
-    assert caught.value.source == str(tmp_path / names[1])
-    kept = load_image_nodes(tmp_path, on_error="skip")
-    assert [node.metadata["file_name"] for node in kept] == [names[0]]
-    (tmp_path / names[0]).unlink()
-    (node,) = load_image_nodes(tmp_path)
-    assert node.node_id == kept[0].node_id
 
 
 def test_a_link_to_itself_costs_no_folder(tree):

@@ -24,8 +24,9 @@ class Cut(BaseException):
 class Folder:
     """A folder of pictures, and what may happen to it."""
 
-    def __init__(self, path, chance):
+    def __init__(self, path, chance, names):
         self.path = path
+        self.names = names
         self.chance = chance
         self.clock = 1_700_000_000
         (path / "sub").mkdir(parents=True)
@@ -37,7 +38,7 @@ class Folder:
 
     def new_name(self):
         folder = self.chance.choice([self.path, self.path / "sub"])
-        name = self.chance.choice(["图", "é", "u\u0308", "a b", "%_", "'\"", "x"])
+        name = self.chance.choice(self.names)
         return folder / f"{name}{self.chance.randrange(6)}.bmp"
 
     def draw(self, file):
@@ -125,9 +126,14 @@ def cut_short(store, chance, monkeypatch):
         monkeypatch.setattr(type(store), name, counting(getattr(type(store), name)))
 
 
+NAMES = ["图", "é", "a b", "%_", "'\"", "x"]
+BOTH_SPELLINGS = [*NAMES, "e\u0301"]
+
+
+@pytest.mark.parametrize("names", [NAMES, BOTH_SPELLINGS], ids=["plain", "both spellings"])
 @pytest.mark.parametrize("delete", [True, False])
 def test_folder_and_collection_are_equal_in_the_end(
-    clip, tmp_path, monkeypatch, tries, tally, delete
+    clip, tmp_path, monkeypatch, tries, tally, delete, names
 ):
     monkeypatch.setattr(nodes_module, "_SETTLED_AFTER", -1e12)
     embedded = []
@@ -141,8 +147,8 @@ def test_folder_and_collection_are_equal_in_the_end(
     by_hand = {}
     seed = random.randrange(2**32)
     chance = random.Random(seed)
-    folder = Folder(tmp_path / "folder", chance)
-    rounds = tries(short=12, full=150)
+    folder = Folder(tmp_path / "folder", chance, names)
+    rounds = tries(short=8, full=100)
     with create_vector_store(clip, uri=tmp_path / "x.db") as store:
         run = {"embed_model": clip, "vector_store": store, "delete": delete, "batch_size": 2}
         sync_images(folder.path, **run)
@@ -166,6 +172,8 @@ def test_folder_and_collection_are_equal_in_the_end(
             extra = set(rows) - paths if delete else set()
             wrong = set()
             for file in files:
+                if str(file) in lost:
+                    continue
                 key = content(file)
                 if key not in by_hand:
                     by_hand[key] = clip.get_image_embedding(file)
@@ -175,5 +183,7 @@ def test_folder_and_collection_are_equal_in_the_end(
             where = f"seed {seed}, round {number}: {report}"
             assert (lost, wrong, extra) == (set(), set(), set()), where
             assert n_rows == len(rows), where
-            assert n_embedded == to_embed(before, files), where
+            # Where a twin comes or goes, who has which id changes, and a picture is embedded anew.
+            twins = sum(file.name.startswith("e\u0301") for file in files)
+            assert 0 <= n_embedded - to_embed(before, files) <= 2 * twins, where
             assert sync_images(folder.path, **run).unchanged == len(files), where

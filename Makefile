@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(PIP_INSTALL) --constraint constraints.txt
 
-.PHONY: demo test faults roads check fix bench notebooks install clean
+.PHONY: demo test faults roads check fix bench notebooks lock audit install clean
 
 demo: $(VENV)/package  ## Install and run the main job: draw, index, search, show.
 	$(BIN)/clip-ext demo --output demo-output
@@ -47,29 +48,36 @@ bench: $(VENV)/bench  ## Measure us and the others on the same files and weights
 notebooks: $(VENV)/dev  ## Run the notebooks; only their figures stay in them.
 	$(BIN)/python notebooks/refresh.py
 
+lock: $(VENV)/made  ## Write requirements-dev.txt anew, from pyproject.toml and constraints.txt.
+	$(PIP) uv
+	PATH="$(abspath $(BIN)):$$PATH" .ci/lock
+
+audit: $(VENV)/made  ## Ask whether anything that CI installs has a known weakness.
+	$(PIP) pip-audit
+	$(BIN)/python .ci/audit
+
 install: $(VENV)/dev
 
 clean:
 	rm -rf $(VENV) build dist demo-output
 
-$(VENV)/package: pyproject.toml constraints.txt
+$(VENV)/made:
 	@$(PYTHON) -c "import sys; sys.exit('Python 3.10 or newer is needed' if sys.version_info < (3, 10) else 0)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip --disable-pip-version-check install --quiet "pip>=25.1"
+	$(PIP_INSTALL) "pip>=25.1"
+	touch $@
+
+$(VENV)/package: $(VENV)/made pyproject.toml constraints.txt
 	$(PIP) --editable .
 	touch $@
 
-# open_clip_torch and cn_clip hold the real vocabularies, and only those files are read; milvus holds
-# a real server, where there is a build of it. Nothing that they would need is installed.
-TEST_ONLY := open_clip_torch cn_clip
-ifeq ($(shell uname -sm),Linux x86_64)
-TEST_ONLY += milvus
-endif
-
-$(VENV)/dev: $(VENV)/package
-	$(PIP) --group dev
-	$(PIP) --no-deps $(TEST_ONLY)
-	touch $@
+# What the tests need, each file by its hash; torch by its version, for machines have builds of their
+# own of it, and the package itself.
+$(VENV)/dev: $(VENV)/made pyproject.toml requirements-dev.txt
+	$(PIP_INSTALL) --no-deps --require-hashes --requirement requirements-dev.txt
+	$(PIP) torch
+	$(PIP) --no-deps --editable .
+	touch $@ $(VENV)/package
 
 # fastembed asks for an older huggingface-hub, of which it needs nothing here: without its needs, and
 # those that are left by name.

@@ -22,8 +22,9 @@ from .errors import StoreError, StoreLockedError
 _GROWTH = 3
 # For a write: at most 16 MiB in the log, and the same again, grown, in the files.
 _ROOM_FOR_A_WRITE = 64 * 2**20
-# How an error of the operating system reads, of Python and of Arrow.
-_ERRNO = re.compile(r"\[errno (\d+)\]", re.IGNORECASE)
+# How an error of the operating system reads, of Python and of Arrow, and the code it comes with.
+_ERRNO = re.compile(r"\[errno (\d{1,3})\]", re.IGNORECASE)
+_UNEXPECTED = 1
 
 
 class FileLock:
@@ -54,8 +55,11 @@ class FileLock:
         from pymilvus.exceptions import MilvusException
 
         try:
-            said = _ERRNO.search(error.message) if isinstance(error, MilvusException) else None
-            if said:
+            if (
+                isinstance(error, MilvusException)
+                and error.code == _UNEXPECTED
+                and (said := _ERRNO.search(error.message))
+            ):
                 self._fail(os.strerror(int(said[1])))
                 raise StoreError(self.failure) from error
         finally:
@@ -223,18 +227,18 @@ def _open_error(path: str) -> StoreError:
             "embedded Milvus needs the package milvus-lite, which there is not for Windows; use a "
             "Milvus server and its http:// address"
         )
-    if file.is_file():
+    if os.path.isfile(path):
         return StoreError(
             f"{path} is a file; milvus-lite 3 keeps a folder of that name, and cannot read the "
             "file that milvus-lite 2 kept. Choose another path and index again"
         )
     lock = file / "LOCK"
-    place = next(one for one in (file, *file.parents) if one.exists())
+    place = next(one for one in (file, *file.parents) if os.path.exists(one))
     if os.statvfs(place).f_flag & os.ST_RDONLY:
         return StoreError(f"{path} is on a read-only file system; choose another path")
-    if not os.access(lock if lock.exists() else file if file.exists() else file.parent, os.W_OK):
+    if not os.access(lock if os.path.exists(lock) else place, os.W_OK):
         return StoreError(f"no permission to write {path}; change its owner or choose another path")
-    if not lock.exists():
+    if not os.path.exists(lock):
         free = shutil.disk_usage(place).free / 2**20
         return StoreError(
             f"Milvus Lite cannot open {path}, on a disk with {free:.0f} MiB free; its log "

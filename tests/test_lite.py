@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from by_hand import MODEL, X, ask, image
 
-from llama_index_clip_ext import StoreError, create_vector_store
+from llama_index_clip_ext import StoreError, create_vector_store, ingest_images
 from llama_index_clip_ext.vectors import l2_normalize
 
 # Milvus Lite drops the log of a flush that failed, and Python finds it open.
@@ -124,6 +124,17 @@ def test_a_full_disk_is_told_before_a_write_and_costs_nothing(path, monkeypatch)
         set_free(monkeypatch, 300)
         store.add([image("b")])
         assert sorted(store.get_ids()) == ["a", "b"]
+
+
+def test_an_ingest_that_found_the_disk_full_goes_on_once_there_is_room(
+    clip, store, pictures, monkeypatch
+):
+    set_free(monkeypatch, 3)
+    with pytest.raises(StoreError, match="is full"):
+        ingest_images(pictures, embed_model=clip, vector_store=store)
+
+    set_free(monkeypatch, 300)
+    assert ingest_images(pictures, embed_model=clip, vector_store=store).added == 5
 
 
 def test_what_waits_in_the_log_counts_as_needed(path, monkeypatch):

@@ -215,6 +215,15 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
                 # Serially and before any thread searches: after reopening, Milvus Lite's
                 # collections are released, and a first access by several threads loses rows.
                 connection.load(collection_name)
+                if not connection.is_lite:
+                    # A session waits for its own writes only: for those of others until now, once.
+                    connection.call(
+                        "query",
+                        collection_name,
+                        filter="",
+                        output_fields=["count(*)"],
+                        consistency_level="Strong",
+                    )
                 partitions = connection.call("list_partitions", collection_name)
                 made = connection.call("describe_index", collection_name, "embedding") or {}
                 read_by = collection.engine(connection)

@@ -7,6 +7,8 @@ short form, as a part of all tests.
 from __future__ import annotations
 
 import os
+import random
+import time
 from collections import defaultdict
 
 import pytest
@@ -35,6 +37,14 @@ def tally(request):
             row[column] += number
 
     return count
+
+
+@pytest.fixture
+def rng():
+    """A random generator; its seed is printed where a test fails, and can be given."""
+    seed = int(os.environ.get("CLIP_EXT_FAULTS_SEED", time.time_ns() % 10**9))
+    print(f"CLIP_EXT_FAULTS_SEED={seed}")  # noqa: T201
+    return random.Random(seed)
 
 
 @pytest.fixture(scope="session")

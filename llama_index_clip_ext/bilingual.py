@@ -18,7 +18,7 @@ from .retriever import CLIPRetriever, RetrieverOptions, create_retriever
 from .scores import annotate
 from .scripts import cjk_share
 from .search import BY_COSINE
-from .sources import ImageSource
+from .sources import ImageSource, reusable
 from .store import create_vector_store
 
 logger = logging.getLogger(__name__)
@@ -110,6 +110,7 @@ class BilingualRetriever(BaseRetriever):
     ) -> list[NodeWithScore]:
         """Find what is like an image; see `CLIPRetriever.retrieve_image`."""
         asked = self._asked("")
+        image = reusable(image, self.english.embed_model.allow_urls)
         return self._fuse(
             asked, [one.retrieve_image(image, exclude_self=exclude_self) for one in asked]
         )
@@ -119,6 +120,7 @@ class BilingualRetriever(BaseRetriever):
     ) -> list[NodeWithScore]:
         """Do what `retrieve_image` does, off the event loop."""
         asked = self._asked("")
+        image = await asyncio.to_thread(reusable, image, self.english.embed_model.allow_urls)
         answers = [one.aretrieve_image(image, exclude_self=exclude_self) for one in asked]
         rankings = await asyncio.gather(*answers)
         return await asyncio.to_thread(self._fuse, asked, rankings)

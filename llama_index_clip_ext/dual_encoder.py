@@ -46,7 +46,6 @@ from .sources import (
     ImageSource,
     describe_source,
     exclusive,
-    fetched,
     held,
     image_digest,
     opened,
@@ -650,9 +649,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         name = describe_source(source)
         key = None
         try:
-            source = fetched(source, self.allow_urls)
-            if self.embeddings_cache is not None or on_device:
-                source = reusable(source)  # Read twice.
+            source = reusable(source, self.allow_urls)  # It may be read twice.
             if self.embeddings_cache is not None:
                 key = f"{scope}:{image_digest(source)}"
                 if (row := self._cached(key)) is not None:
@@ -667,7 +664,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             )
             return _Prepared(index, name, key, inputs=self.encoder.prepare(image))
         except ImageLoadError as err:
-            error = type(err)(err.reason, source=err.source, index=index)
+            error = type(err)(err.reason, source=name, index=index)
             error.__cause__ = err.__cause__
             return _Prepared(index, name, error=error)
         except MemoryError as err:

@@ -16,7 +16,6 @@ from .queries import rocchio
 from .sources import (
     ImageSource,
     describe_source,
-    fetched,
     image_digest,
     is_decoded,
     reusable,
@@ -46,9 +45,7 @@ def find_examples(
         node.node_id: node
         for node in vector_store.get_nodes([one for one in ids if isinstance(one, str)])
     }
-    images = [
-        reusable(fetched(item, embed_model.allow_urls)) for item in ids if not isinstance(item, str)
-    ]
+    images = [reusable(item, embed_model.allow_urls) for item in ids if not isinstance(item, str)]
     made = iter(zip(images, embed_model.get_image_embedding_batch(images), strict=True))
     examples: list[BaseNode] = []
     for item in ids:

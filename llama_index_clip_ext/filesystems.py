@@ -1,4 +1,7 @@
-"""Images in fsspec's file systems, such as s3:// and gs://: listed, read, and their captions."""
+"""Images in fsspec's file systems, such as s3:// and gs://: listed, read, and their captions.
+
+Who passes a file system, or a file of one, has chosen what it reaches: `remote` checks none of it.
+"""
 
 from __future__ import annotations
 

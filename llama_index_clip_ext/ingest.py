@@ -103,11 +103,13 @@ def ingest_images(
 
     Args:
         source: A folder, a glob pattern, one file, or any iterable of paths, fsspec files, image
-            nodes, and URLs that the model's ``allow_urls`` has; it is read as it is needed.
+            nodes, and URLs that the model's ``allow_urls`` has (stored as they are, with their
+            queries); it is read as it is needed.
         embed_model: The model that the store was made for.
         vector_store: The store, as `create_vector_store` returns it.
         batch_size: Images that are looked up, and stored, together. What is embedded together is
-            the model's ``embed_batch_size``.
+            the model's ``embed_batch_size``. What is fetched is held in memory until it is
+            embedded: some two of these batches, and three of the model's.
         on_error: Report an image that cannot be used and go on, or raise.
         captions: As in `load_image_nodes`; a callable runs in a thread of its own, once at a time.
         recursive: Whether to look into the folder's folders.

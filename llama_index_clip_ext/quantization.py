@@ -32,7 +32,7 @@ from .loading import load_tower
 from .metrics import neighbour_overlap
 from .nodes import list_images
 from .preprocessing import Preprocessing
-from .sources import ImageSource, fetched, reusable
+from .sources import ImageSource, reusable
 from .vectors import Rows, l2_normalize
 
 logger = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ def _read(
     seen: set[bytes] = set()
     for source in sources:
         try:
-            source = reusable(fetched(source, embed_model.allow_urls))  # Read twice.
+            source = reusable(source, embed_model.allow_urls)  # Read twice.
             pixels = preprocessing.pixels(_load(embed_model, source, preprocessing.least_side))
             # A copy on the other side would be no check.
             if (content := pixels.tobytes()) in seen:

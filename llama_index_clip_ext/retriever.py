@@ -41,7 +41,7 @@ from .queries import asked_by
 from .rows import Modality
 from .scores import annotate, calibrate, check_cutoffs, cut_off
 from .search import BY_COSINE, BY_WORDS, check_alpha, check_mode
-from .sources import ImageSource, describe_source, fetched, reusable
+from .sources import ImageSource, describe_source, reusable
 from .store import CLIPMilvusVectorStore, check_pair
 
 logger = logging.getLogger(__name__)
@@ -259,7 +259,7 @@ class CLIPRetriever(MultiModalRetriever):
             ImageLoadError: If it is no picture.
             ValueError: If ``exclude_self`` is asked for of a decoded picture.
         """
-        image = self._held(image)
+        image = reusable(image, self.embed_model.allow_urls)
         retriever = self._excluding([file_hash(image)]) if exclude_self else self
         embedding = self.embed_model.get_image_embedding(image)
         return retriever.retrieve(_image_bundle(image, embedding))
@@ -268,16 +268,12 @@ class CLIPRetriever(MultiModalRetriever):
         self, image: ImageSource, *, exclude_self: bool = False
     ) -> list[NodeWithScore]:
         """Do what `retrieve_image` does, off the event loop."""
-        image = await asyncio.to_thread(self._held, image)
+        image = await asyncio.to_thread(reusable, image, self.embed_model.allow_urls)
         retriever = self
         if exclude_self:
             retriever = self._excluding([await asyncio.to_thread(file_hash, image)])
         embedding = await self.embed_model.aget_image_embedding(image)
         return await retriever.aretrieve(_image_bundle(image, embedding))
-
-    def _held(self, image: ImageSource) -> ImageSource:
-        """Return what an image is now: its hash and its embedding must be of the same."""
-        return reusable(fetched(image, self.embed_model.allow_urls))
 
     def retrieve_like(
         self,

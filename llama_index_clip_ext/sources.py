@@ -262,8 +262,13 @@ def is_url(source: Any) -> bool:
     return isinstance(source, str) and _URL.match(source) is not None
 
 
-def reusable(source: ImageSource) -> ImageSource:
-    """Return the content of a stream that can be read once only; any other source as it is."""
+def reusable(source: ImageSource, allow_urls: AllowUrls) -> ImageSource:
+    """Return the content of what can be read once only, or is elsewhere; else the source.
+
+    Raises:
+        ImageLoadError: As `fetched` does.
+    """
+    source = fetched(source, allow_urls)
     stream: Any = source
     with suppress(Exception):  # Whoever reads it next finds out why it cannot be read.
         if hasattr(stream, "read") and not stream.seekable():

@@ -38,6 +38,7 @@ class Internet:
         self.hosts, self.pages = {}, {}
         self.asked, self.looked_up, self.reached = [], [], []
         self.tls = self.at_once = None
+        self._is_open = True
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets = []
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -63,17 +64,21 @@ class Internet:
         return httpcore.SyncBackend().connect_tcp(*here, timeout=seconds)
 
     def close(self):
-        for one in [self._listener, *self._sockets]:
+        # Closing a socket does not wake who waits at it on every system; a guest does.
+        self._is_open = False
+        socket.create_connection(self._listener.getsockname()).close()
+        self._thread.join()
+        self._listener.close()
+        for one in self._sockets:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
-        self._thread.join()
 
     def _serve(self):
         while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
+            connection, _ = self._listener.accept()
+            if not self._is_open:
+                connection.close()
                 return
             self._sockets = [one for one in self._sockets if one.fileno() >= 0] + [connection]
             threading.Thread(target=self._answer, args=(connection,), daemon=True).start()

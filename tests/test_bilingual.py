@@ -1,4 +1,5 @@
 import asyncio
+import io
 
 import pytest
 from llama_index.core.schema import QueryBundle
@@ -136,6 +137,21 @@ def test_an_image_finds_itself(bilingual, folder, routing):
     ):
         assert names(hits)[0] == file.name
     assert file.name not in names(retriever.retrieve_image(file, exclude_self=True))
+
+
+class Once(io.BytesIO):
+    """A stream that can be read once only, such as a socket's."""
+
+    def seekable(self):
+        return False
+
+
+def test_what_can_be_read_once_is_read_for_both_models(bilingual, folder):
+    retriever = BilingualRetriever(bilingual.english, bilingual.chinese, routing="both")
+    content = sorted((folder / "pictures").glob("*.png"))[7].read_bytes()
+    expected = names(retriever.retrieve_image(content))
+    assert names(retriever.retrieve_image(Once(content))) == expected
+    assert names(asyncio.run(retriever.aretrieve_image(Once(content)))) == expected
 
 
 def test_what_cannot_be_asked_says_so(bilingual, models, folder):

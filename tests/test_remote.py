@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import ipaddress
 import shutil
+import socket
 import ssl
 import subprocess
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import fsspec
 import numpy as np
@@ -78,6 +81,21 @@ def test_a_picture_is_fetched_from_the_address_that_was_checked(internet, page):
     assert request.startswith("GET /red.png HTTP/1.1\r\nHost: pictures.example\r\n")
     assert "Accept-Encoding: identity\r\n" in request
     assert not {"cookie", "authorization", "referer"} & set(request.lower().split())
+
+
+def test_the_network_itself():
+    found = remote.resolve("localhost", 80)
+    assert {ipaddress.ip_address(one).is_loopback for one in found} == {True}
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port = server.getsockname()[1]
+        for host in ("localhost", "127.0.0.1", "[::1]", "[::ffff:127.0.0.1]"):
+            with pytest.raises(ImageLoadError, match="no public address"):
+                fetch(f"http://{host}:{port}/", True)
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+        remote.connect("127.0.0.1", port, 5).close()
+        server.accept()[0].close()
 
 
 def test_no_proxy_of_the_environment_is_used(internet, page, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import pickle
 import struct
 import threading
@@ -16,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from llama_index.core.schema import ImageDocument, ImageNode, MediaResource, Node, TextNode
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
+from llama_index_clip_ext import images as images_module
+from llama_index_clip_ext import limits, sources
 from llama_index_clip_ext.errors import ClipExtError, ImageLoadError, ImageNotFoundError
 from llama_index_clip_ext.images import ImageFailure, iter_images, load_image, load_images
 from llama_index_clip_ext.sources import describe_source, has_image, image_digest, read_source
@@ -876,3 +879,298 @@ def test_one_picture_in_many_threads_is_one_picture():
         with ThreadPoolExecutor(8) as executor:
             pictures = list(executor.map(load_image, [source] * 40))
         assert all(np.array_equal(np.asarray(picture), noise) for picture in pictures)
+
+
+# Formats.
+
+
+def test_only_the_usual_formats_are_read_unless_a_user_adds_some():
+    ppm = encoded(PIXELS, "PPM")
+    with pytest.raises(ImageLoadError) as caught:
+        load_image(ppm)
+    assert caught.value.reason == (
+        "not a picture in a format that is read (BMP, GIF, JPEG, PNG, TIFF, WEBP); it begins as "
+        "PPM, which image_formats=('PPM',) adds"
+    )
+    assert pixels(ppm, image_formats=["ppm"]) == PIXELS.tolist()
+    # The usual ones are read all the same.
+    assert pixels(ENCODED, image_formats=["PPM"]) == PIXELS.tolist()
+    images, _, failures = load_images([ppm, ENCODED], image_formats=("PPM",))
+    assert (len(images), failures) == (2, [])
+    # What somebody else opened is pixels.
+    assert pixels(Image.open(io.BytesIO(ppm))) == PIXELS.tolist()
+
+
+@pytest.mark.parametrize("fmt", ["BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP"])
+def test_usual_formats_are_read(fmt):
+    white = Image.new("RGB", (16, 8), "white")
+    options = {"save_all": True, "append_images": [white.copy()]} if fmt == "MPO" else {}
+    assert pixels(encoded(white, fmt, **options)) == [[WHITE] * 16] * 8
+
+
+def test_a_format_that_pillow_has_not_is_the_callers_slip():
+    with pytest.raises(
+        ValueError, match=r"names JPEGXXL, which Pillow does not read.*PNG"
+    ) as caught:
+        load_images([ENCODED], image_formats=["jpegxxl"], on_error="skip")
+    assert not isinstance(caught.value, ImageLoadError)
+    with pytest.raises(ValueError, match=r"expected a list such as \['AVIF'\]"):
+        load_image(ENCODED, image_formats="AVIF")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch ran) (w) file\n",
+        b"%PDF-1.7\n",
+        b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+    ],
+)
+def test_a_program_named_as_a_picture_is_not_run(content, tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.Popen", None)
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(ImageLoadError, match="not a picture") as caught:
+        load_image(tmp_path / "a.jpg")
+    assert "EPS" not in caught.value.reason
+
+
+# What is no file, or none that ends.
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_pipes_and_devices_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name, kind in (("pipe.jpg", "a named pipe"), ("zero.png", "a device")):
+        for do in (load_image, image_digest, read_source):
+            with pytest.raises(ImageLoadError, match=f"{kind}, not a file"):
+                do(tmp_path / name)
+
+
+class Endless(io.RawIOBase):
+    """A stream without an end, such as a socket may be."""
+
+    def __init__(self):
+        self.n_read = 0
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        self.n_read += len(buffer)
+        return len(buffer)
+
+
+def test_endless_stream_is_left(monkeypatch):
+    monkeypatch.setattr(sources, "MAX_HELD_BYTES", 3_000_000)
+    for do in (load_image, image_digest, read_source):
+        stream = Endless()
+        with pytest.raises(ImageLoadError, match=r"at least \d+ bytes, at most 3000000 are read"):
+            do(stream)
+        assert stream.n_read < 5_000_000
+
+
+def test_stream_that_has_nothing_yet():
+    class Waiting(io.RawIOBase):
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            return None
+
+    with pytest.raises(ImageLoadError, match="nothing to read yet"):
+        load_image(Waiting())
+
+
+def test_file_of_any_length_is_neither_read_nor_hashed(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(ENCODED)
+    os.truncate(path, 10**12)
+    for do in (load_image, image_digest, read_source):
+        with pytest.raises(ImageLoadError, match="at least 1000000000000 bytes"):
+            do(path)
+
+
+def test_long_base64_is_refused(monkeypatch):
+    monkeypatch.setattr(sources, "MAX_BASE64_LENGTH", len(TEXT) - 1)
+    node = Node(image_resource=MediaResource(data=ENCODED))
+    for source in (TEXT, f"data:image/png;base64,{TEXT}", ImageNode(image=TEXT), node):
+        with pytest.raises(ImageLoadError, match=r"base64 of \d+ characters, at most"):
+            load_image(source)
+
+
+# What would take too much.
+
+
+def deep_png(size, mode="L", **options) -> bytes:
+    return png(Image.new(mode, size), compress_level=1, **options)
+
+
+def test_what_takes_too_much_memory_is_refused_by_its_header(monkeypatch):
+    monkeypatch.setattr(limits, "MAX_MEMORY", limits._RESERVE + 1_000_000)
+    assert load_image(deep_png((300, 500))).size == (300, 500)
+    # A byte a pixel as grey, four as RGB.
+    with pytest.raises(ImageLoadError) as caught:
+        load_image(deep_png((1000, 10_000)))
+    assert caught.value.reason == (
+        "decoding 1000x10000 pixels (PNG, L) takes 115 MB of memory, more than the 65 MB that one "
+        "picture may; make it smaller, such as by Image.reduce of PIL, and pass that"
+    )
+    with pytest.raises(ImageLoadError, match="in memory, L"):
+        load_image(Image.new("L", (1000, 1000)))
+    with pytest.raises(ImageLoadError, match="an array of shape"):
+        load_image(np.zeros((1000, 1000), np.uint16))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+def test_bands_change_no_pixel(mode, monkeypatch):
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (70, 50, 3), dtype=np.uint8))
+    if mode in ("I;16", "I", "F"):
+        kinds = {"I;16": np.uint16, "I": np.int32, "F": np.float32}
+        image = Image.fromarray(rng.integers(0, 60_000, (70, 50)).astype(kinds[mode]))
+    elif mode in ("LA", "RGBA"):
+        noise.putalpha(Image.fromarray(rng.integers(0, 256, (70, 50), dtype=np.uint8)))
+        image = noise.convert(mode)
+    else:
+        image = noise.convert(mode)
+    whole = pixels(image)
+    array = np.asarray(image)
+    of_array = pixels(array) if mode not in ("LA", "P", "CMYK") else None
+    for band in (7, 50, 333):
+        monkeypatch.setattr(images_module, "_BAND_PIXELS", band)
+        assert pixels(image) == whole
+        assert of_array is None or pixels(array) == of_array
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "I;16"])
+def test_large_pictures_are_reduced_as_they_would_be_in_full(mode, monkeypatch):
+    monkeypatch.setattr(images_module, "_LARGE_PIXELS", 10_000)
+    picture = Image.linear_gradient("L").resize((301, 211))
+    if mode == "I;16":
+        picture = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257)
+    content = png(picture if mode == "I;16" else picture.convert(mode))
+    expected = load_image(content).reduce(4)
+    for band in (100, 10**6):
+        monkeypatch.setattr(images_module, "_BAND_PIXELS", band)
+        reduced = load_image(content, least_side=50)
+        assert reduced.size == (76, 53)
+        assert np.array_equal(np.asarray(reduced), np.asarray(expected))
+    assert load_image(content, least_side=200).size == (301, 211)
+
+
+def jpeg_with(segments: bytes) -> bytes:
+    content = encoded(Image.new("RGB", (32, 16), "white"), "JPEG")
+    return content[:2] + segments + content[2:]
+
+
+def app1(content: bytes) -> bytes:
+    return b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
+
+
+def test_exif_without_an_end_is_refused():
+    """Pillow puts the segments together one by one, and makes objects of its numbers."""
+    with pytest.raises(ImageLoadError, match="EXIF data"):
+        load_image(jpeg_with(app1(b"Exif\0\0" + bytes(60_000)) * 20))
+
+
+def test_junk_between_markers_is_refused(monkeypatch):
+    """Pillow skips it byte by byte."""
+    content = jpeg_with(app1(b"a"))
+    junk = content[:7] + bytes(3000) + content[7:]
+    assert load_image(junk).size == (32, 16)
+    monkeypatch.setattr(limits, "_MAX_READS", 1000)
+    with pytest.raises(ImageLoadError, match="in more than 1000 pieces"):
+        load_image(junk)
+
+
+def test_jpeg_of_many_scans_is_refused():
+    """Each goes over all pixels, and takes a few bytes."""
+    content = encoded(Image.new("RGB", (640, 480), "white"), "JPEG", progressive=True)
+    last = content.rindex(b"\xff\xda")
+    assert load_image(content).size == (640, 480)
+    bomb = content[:last] + content[last:-2] * 20_000 + content[-2:]
+    with pytest.raises(ImageLoadError, match=r"more than \d+ scans, usual are 10"):
+        load_image(bomb)
+
+
+def test_coefficients_of_a_progressive_jpeg_count(monkeypatch):
+    """Six bytes a pixel, whatever fraction it is decoded to."""
+    monkeypatch.setattr(limits, "MAX_MEMORY", limits._RESERVE + 5_000_000)
+    picture = Image.new("RGB", (1000, 1000))
+    assert load_image(encoded(picture, "JPEG", subsampling=0), least_side=100).size == (125, 125)
+    progressive = encoded(picture, "JPEG", subsampling=0, progressive=True)
+    with pytest.raises(ImageLoadError, match="takes 71 MB"):
+        load_image(progressive, least_side=100)
+
+
+def test_tiff_of_too_many_numbers_is_refused():
+    """Pillow makes an object of each, some 50 times as large."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[65000] = tuple(range(300_000))
+    tags.tagtype[65000] = 4
+    content = encoded(PIXELS, "TIFF", tiffinfo=tags)
+    with pytest.raises(ImageLoadError, match="header holds 300"):
+        load_image(content)
+
+
+def test_a_scan_in_many_rows_is_read(monkeypatch):
+    monkeypatch.setattr(TiffImagePlugin, "STRIP_SIZE", 1)
+    assert pixels(encoded(PIXELS, "TIFF")) == PIXELS.tolist()
+
+
+def test_warnings_of_pillow_are_no_end_of_a_picture(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    large = png(Image.new("RGB", (4, 4)))
+    damaged = jpeg_with(app1(b"Exif\0\0II*\0\x08\0\0\0\x09\0" + b"\x12\1\5\0\xff\xff\0\0" * 3))
+    filters = list(warnings.filters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(Image.DecompressionBombWarning):
+            Image.open(io.BytesIO(large))
+        assert load_image(large).size == (4, 4)
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(load_image, [large] * 50))
+        monkeypatch.undo()
+        assert load_image(damaged).size == (32, 16)
+        # Those of others, and of Pillow in others' hands, are what they were.
+        with pytest.raises(UserWarning):
+            warnings.warn("mine", stacklevel=1)
+    assert warnings.filters == filters
+
+
+def test_libtiff_gets_no_file_to_map(tmp_path):
+    """It maps a file that has a number into memory, and crashes where it is cut off meanwhile."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    path = tmp_path / "a.tif"
+    path.write_bytes(encoded(noise, "TIFF", compression="tiff_lzw"))
+    with path.open("rb") as file, pytest.raises(AttributeError):
+        limits.BoundedFile(file).fileno()
+    assert load_image(path).size == (400, 300)
+
+
+# Names.
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("two\nlines.png", r"two\nlines.png"),
+        ("\x1b[31mred.png", r"\x1b[31mred.png"),
+        ("back\x08space.png", r"back\x08space.png"),
+        ("right\u202egnp.png", r"right\u202egnp.png"),
+        ("line\u2028end.png", r"line\u2028end.png"),
+        ("c1\x9b2J.png", r"c1\x9b2J.png"),
+        ("latin-\udce9.png", r"latin-\xe9.png"),
+        ("图片 一\u3000é👨\u200d👩.png", "图片 一\u3000é👨\u200d👩.png"),
+    ],
+)
+def test_a_name_is_one_line_and_steers_no_terminal(name, shown):
+    for source in (name, Path(name), ImageNode(image_path=name) if "\udce9" not in name else name):
+        assert describe_source(source) == shown
+        with pytest.raises(ImageNotFoundError) as caught:
+            load_image(source)
+        assert str(caught.value) == f"image ({shown}): no such file"
+        assert caught.value.source == shown
+    assert str(ImageFailure(0, name, "no\nsuch")) == rf"{shown}: no\nsuch"
+    assert str(ImageLoadError("no\nsuch", source=name)) == rf"image ({shown}): no\nsuch"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, TiffImagePlugin
+from PIL import Image, ImageDraw
 
 MB = 10**6
 
@@ -391,9 +391,3 @@ def write_odd_files(folder: Path) -> tuple[int, int]:
         except OSError:
             continue
     return n_good, bad
-
-
-def tiff_scan(path: Path, width: int, height: int, mode: str = "RGB") -> None:
-    """Write a large scan as scanners do: uncompressed, in strips."""
-    TiffImagePlugin.STRIP_SIZE = 65536
-    Image.new(mode, (width, height), "white").save(path, "TIFF")

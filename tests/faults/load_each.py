@@ -1,8 +1,9 @@
 """Load every file of a folder, in a process of its own, and tell what came of each.
 
-Run as ``python load_each.py FOLDER``. Prints a line of JSON for each file: its number in the sorted
-folder, first as it is begun (so that what crashed is known), then with what came of it, the
-seconds of computing and the memory that it took over what was taken before.
+Run as ``python load_each.py FOLDER [LEAST_SIDE]``; by turns in full and reduced, if no side is
+given. Prints a line of JSON for each file: its number in the sorted folder, first as it is begun,
+so that what crashed is known, then with what came of it, the seconds of computing and the memory
+that it took over what was taken before.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def outcome(path: str, least_side: int | None) -> dict[str, object]:
     return {"loaded": [picture.mode, *picture.size]}
 
 
-def main(folder: str) -> None:
+def main(folder: str, *sides: str) -> None:
     # Whatever is warned of is an error here, and whatever is mapped is bounded.
     warnings.simplefilter("error")
     resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))
@@ -59,7 +60,8 @@ def main(folder: str) -> None:
         faulthandler.dump_traceback_later(HANGS_AFTER, exit=True)
         forget_the_peak()
         before, started = memory("VmRSS"), time.process_time()
-        result = outcome(path, None if number % 2 else 448)
+        least_side = int(sides[0]) if sides else (None, 448)[number % 2]
+        result = outcome(path, least_side)
         result["seconds"] = round(time.process_time() - started, 3)
         result["megabytes"] = round((memory("VmHWM") - before) / 1e6, 1)
         faulthandler.cancel_dump_traceback_later()
@@ -67,4 +69,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

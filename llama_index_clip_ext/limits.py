@@ -189,7 +189,8 @@ def decoded_bytes(image: Image.Image, *, of_encoded: tuple[int, int]) -> int:
         of_encoded: Its size before it was told to decode to a fraction.
     """
     pixels = image.width * image.height
-    own = pixels * bytes_per_pixel(image.mode)
+    # And two rows, which are most of it where there is one.
+    own = pixels * bytes_per_pixel(image.mode) * (image.height + 2) // image.height
     kind, size = image.format, getattr(image.fp, "size", 0) if hasattr(image, "fp") else 0
     if kind in ("JPEG", "MPO"):
         return own + _coefficients(image, of_encoded)
@@ -225,11 +226,16 @@ def check_memory(what: str, n_bytes: int) -> None:
 
 
 def check_time(image: Image.Image) -> None:
-    """Refuse a picture that is decoded in Python, and takes seconds.
+    """Refuse a picture whose header alone tells that it would take minutes.
 
     Raises:
-        ImageLoadError: If it is one.
+        ImageLoadError: If it does.
     """
+    tiles = [tile[1] for tile in getattr(image, "tile", ()) if tile[1]]
+    covered = sum((right - left) * (bottom - top) for left, top, right, bottom in tiles)
+    # Once, or once for each colour.
+    if covered > image.width * image.height * max(1, len(image.getbands())):
+        raise ImageLoadError("its strips or tiles cover it several times; save it anew")
     if _is_rle(image) and image.width * image.height > _MAX_RLE_PIXELS:
         raise ImageLoadError(
             f"{image.width}x{image.height} pixels are more than the {_MAX_RLE_PIXELS} that are "
@@ -245,6 +251,9 @@ def start_decoding(image: Image.Image, file: BoundedFile, of_encoded: tuple[int,
     if image.format in ("JPEG", "MPO"):
         pixels = of_encoded[0] * of_encoded[1]
         file.most_scans = max(_MIN_SCANS, _MAX_SCANNED_PIXELS // pixels)
+    # A row at least: of a part of one nothing is decoded, and it is copied at each further block.
+    row = image.width * bytes_per_pixel(image.mode)
+    image.decodermaxblock = max(_BLOCK, row)  # type: ignore[attr-defined]
     png: Any = getattr(image, "png", None)
     if png is not None and hasattr(png, "text_memory"):
         # What comes after the pixels is mostly a date.

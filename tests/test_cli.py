@@ -269,3 +269,20 @@ def test_a_search_reads_an_embedded_file_once(indexed, monkeypatch):
     )
     call("search", "red", "--uri", indexed)
     assert opened == [str(indexed)]
+
+
+def test_a_name_forges_no_line_and_steers_no_terminal(clip_dir, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (9, 9)).save(folder / "good\x1b[2J\n9 added.png")
+    (folder / "bad\x1b[2J\n9 added.png").write_bytes(b"")
+    (folder / "good\x1b[2J\n9 added.txt").write_text("two\nlines\x1b[31m")
+    uri = ("--uri", tmp_path / "a.db")
+    report = call("index", folder, "--model", clip_dir, *uri).stdout
+    assert [line.split(":")[0].strip() for line in report.splitlines()][1:] == ["failed"]
+    found = call("search", "black", *uri).stdout
+    missing = call("search", "--image", "no\x1b[2J.png", *uri, check=False).stderr
+    for printed in (report, found, missing):
+        assert "\x1b" not in printed
+        assert r"\x1b[2J" in printed
+    assert r"good\x1b[2J\n9 added.png" in found

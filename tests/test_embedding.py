@@ -579,3 +579,22 @@ def test_the_batch_size_suits_the_device_unless_it_is_given(clip_dir, red, monke
         assert embed_model.embed_batch_size == expected
     with pytest.raises(ValueError, match="embed_batch_size"):
         CLIPEmbedding(clip_dir, embed_batch_size=0)
+
+
+def test_formats_that_are_added_are_read(clip_dir, red):
+    """By name, in every copy; a name that Pillow has not is said when the model is made."""
+    file = io.BytesIO()
+    Image.open(red).save(file, "PPM")
+    usual = CLIPEmbedding(clip_dir)
+    with pytest.raises(ImageLoadError, match=r"image_formats=\('PPM',\) adds"):
+        usual.get_image_embedding(file)
+    added = CLIPEmbedding(clip_dir, image_formats=["ppm"])
+    expected = usual.get_image_embedding(red)
+    for model in (
+        added,
+        CLIPEmbedding.from_dict(added.to_dict()),
+        pickle.loads(pickle.dumps(added)),
+    ):
+        assert model.get_image_embedding(file) == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match="image_formats names NONE"):
+        CLIPEmbedding(clip_dir, image_formats=["none"])

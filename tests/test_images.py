@@ -1174,3 +1174,40 @@ def test_a_name_is_one_line_and_steers_no_terminal(name, shown):
         assert caught.value.source == shown
     assert str(ImageFailure(0, name, "no\nsuch")) == rf"{shown}: no\nsuch"
     assert str(ImageLoadError("no\nsuch", source=name)) == rf"image ({shown}): no\nsuch"
+
+
+def test_a_picture_of_one_long_row_is_read_at_once():
+    """Pillow copies what it has of a row at each block of 64 kB: minutes, of some megabytes."""
+    width = 400_000
+    head = struct.pack("<IHHIIIIHHIIIIII", 0, 0, 0, 54, 40, width, 1, 1, 24, 0, 0, 0, 0, 0, 0)
+    file = BlocksCounted(b"BM" + head + b"\x01\x02\x03" * width)
+    picture = load_image(file.getvalue())
+    assert (picture.size, picture.getpixel((width - 1, 0))) == ((width, 1), (3, 2, 1))
+    with Image.open(file) as image:
+        limits.start_decoding(image, limits.BoundedFile(io.BytesIO(file.getvalue())), image.size)
+        file.n_reads = 0
+        image.load()
+    assert file.n_reads == 1
+
+
+class BlocksCounted(io.BytesIO):
+    n_reads = 0
+
+    def read(self, size=-1):
+        self.n_reads += 1
+        return super().read(size)
+
+
+def test_tiff_whose_strips_cover_it_again_and_again_is_refused():
+    """Each is decoded: a hundred thousand pictures for the price of one."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 30), dtype=np.uint8)
+    tags[278] = 20
+    content = bytearray(encoded(noise, "TIFF", tiffinfo=tags))
+    assert pixels(bytes(content)) == grey(noise)
+    n_strips = 500
+    entry = next(at for at in range(8, len(content)) if content[at : at + 4] == b"\x11\1\4\0")
+    content[entry + 4 : entry + 12] = struct.pack("<II", n_strips, len(content))
+    content += struct.pack(f"<{n_strips}I", *range(8, 8 + n_strips))
+    with pytest.raises(ImageLoadError, match="cover it several times"):
+        load_image(bytes(content))

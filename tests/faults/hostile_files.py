@@ -38,9 +38,10 @@ def png(width: int, height: int, *between: bytes, depth=8, colours=2, after=(), 
     """A PNG of zeros: by its header of any size."""
     samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colours]
     if idat is None:
-        rows = bytes((1 + (width * samples * depth + 7) // 8) * 100)
+        at_once = min(100, height)
+        rows = bytes((1 + (width * samples * depth + 7) // 8) * at_once)
         compress = zlib.compressobj(1)
-        parts = [compress.compress(rows) for _ in range(-(-height // 100))]
+        parts = [compress.compress(rows) for _ in range(-(-height // at_once))]
         idat = b"".join([*parts, compress.flush()])
     header = struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, 0)
     chunks = [chunk(b"IHDR", header), *between, chunk(b"IDAT", idat), *after, chunk(b"IEND", b"")]
@@ -290,6 +291,14 @@ def bombs() -> dict[str, Callable[[Path], object]]:
         ),
         "many-bits.tif": tiff(9, 9, (258, 3, 12 * MB, 200), strip=bytes(81), data=bytes(24 * MB)),
         "many-tags.tif": tiff(9, 9, *[(n, 3, 1, n) for n in range(400, 60_000)], strip=bytes(81)),
+        "wide.png": png(100_000_000, 1),
+        "wide-grey.tif": tiff(60_000_000, 1, strip=bytes(60 * MB)),
+        "wide.bmp": b"BM" + struct.pack("<IHHIIIIHH", 0, 0, 0, 54, 40, 20 * MB, 1, 1, 24)
+        + bytes(24 + 60 * MB),
+        "strips-again.tif": tiff(
+            2000, 2000, (273, 4, 99_000, 4_000_130), rows=1999, strip=bytes(4 * MB),
+            data=struct.pack("<99000I", *range(8, 99_008)),
+        ),
         "one-strip.tif": tiff(13000, 13000, strip=deflated, compression=8),
         "huge-tile.tif": tiff(
             60, 60, (322, 4, 1, 60_000), (323, 4, 1, 30_000), (324, 4, 1, 8),

@@ -37,7 +37,8 @@ SOME_BOMBS = (
     "idat-after-the-end.png", "deep-exif.png", "13000x13000.gif", "65535x65535.jpg", "junk.jpg",
     "looping-exif.jpg", "huge-orientation.jpg", "looping.tif", "rationals.tif", "huge-tile.tif",
     "holes-lzw.tif", "strips-far-apart.tif", "holes.webp", "13000x13000.webp", "long-rows.bmp",
-    "holes-in-a-chunk.png", "too-large.jpg",
+    "holes-in-a-chunk.png", "too-large.jpg", "wide.bmp",
+    "strips-again.tif",
 )  # fmt: skip
 
 

@@ -73,3 +73,17 @@ def test_a_texts_default_settings_stay_within_the_bound(vit_b_32):
     expected = load_embedding(vit_b_32, dtype="float32").get_text_embedding_batch(texts)
     rows = load_embedding(vit_b_32).get_text_embedding_batch(texts)
     assert (np.array(rows) * np.array(expected)).sum(axis=1).min() >= LEAST_COSINE
+
+
+def test_large_pictures_that_are_reduced_stay_within_the_bound(vit_b_32, photos):
+    """Beyond 16 million pixels, whatever the format; here by about 7 times."""
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (3400, 5000, 3), dtype=np.uint8))
+    photo = Image.open(photos[0]).convert("RGBA").resize((5000, 3400))
+    large = []
+    for picture in (noise, photo, photo.convert("L")):
+        file = io.BytesIO()
+        picture.save(file, "TIFF")
+        large.append(file.getvalue())
+    worst, *_ = worst_cosine(vit_b_32, large, dtype="float32")
+    assert worst >= LEAST_COSINE

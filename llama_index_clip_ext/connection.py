@@ -40,8 +40,10 @@ _FIRST_WAIT = 0.1  # Between two tries; doubled each time, and as much again by 
 _LONGEST_WAIT = 2.0
 _POLL = 0.1  # Between two looks at a collection that is being loaded.
 
-# gRPC would wait up to two minutes before it connects again to a server that was long away.
+# gRPC would wait up to two minutes before it connects again to a server that was long away; and it
+# would share one connection among a process's clients, and with the children that it forks.
 _GRPC_OPTIONS = {
+    "grpc.use_local_subchannel_pool": 1,
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 2_000,
 }
@@ -75,7 +77,6 @@ class Connection:
     Attributes:
         address: Where it is, without credentials: a server's address, or an embedded file's path.
         is_lite: Whether it is an embedded file.
-        lock: What makes several calls of an embedded file one; nothing on a server.
         timeout: Seconds that a call of a server may take, with all that is tried again.
     """
 
@@ -100,14 +101,15 @@ class Connection:
         token = token or credentials
         self.timeout = timeout
         self.is_lite = lite.is_lite(address)
-        self.lock: AbstractContextManager[Any] = nullcontext()
+        self._pid = os.getpid()
+        self._lock: AbstractContextManager[Any] = nullcontext()
         self._is_closed = False
         self._closing = threading.Lock()
         self._has_told = False
         self._telling = threading.Lock()
         if self.is_lite:
             self.address = lite.lite_path(address)
-            self._client, self.lock = lite.connect(self.address)
+            self._client, self._lock = lite.connect(self.address)
             return
         self.address = address
         _warn_if_exposed(address, has_token=bool(token))
@@ -126,11 +128,22 @@ class Connection:
         """The client, to be used by one thread at a time on an embedded file.
 
         Raises:
-            StoreError: If the connection is closed.
+            StoreError: If the connection is closed, or was made in another process.
         """
+        self._check_process()
         if self._is_closed:
             raise StoreError(f"the store of {self.address!r} is closed; open it again")
         return self._client
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """What makes several calls of an embedded file one; nothing on a server.
+
+        Raises:
+            StoreError: If the connection was made in another process.
+        """
+        self._check_process()
+        return self._lock
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of the client whose effect is the same if it is called again.
@@ -178,6 +191,8 @@ class Connection:
 
     def close(self) -> None:
         """Let go of the database; the last to close an embedded file unlocks it."""
+        if self._pid != os.getpid():
+            return  # It is the parent's, who goes on with it.
         with self._closing:
             if self._is_closed:
                 return
@@ -187,6 +202,14 @@ class Connection:
         self._client.close()
         if self.is_lite:
             lite.disconnect(self.address)
+
+    def _check_process(self) -> None:
+        # First of all: in a forked child, a thread that is not there may hold the lock.
+        if self._pid != os.getpid():
+            raise StoreError(
+                f"the store of {self.address!r} was opened in process {self._pid} and is of no use "
+                f"in this one, {os.getpid()}, which was forked; call create_vector_store here"
+            )
 
     def _tried(self, doing: str, attempt: Callable[[float], T]) -> T:
         """Try until it succeeds, fails for good, or the time is up.

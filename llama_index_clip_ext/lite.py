@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shutil
+import sys
 import threading
 from contextlib import suppress
 from importlib.util import find_spec
@@ -129,7 +131,9 @@ def connect(path: str) -> tuple[Any, FileLock]:
 
     with _REGISTRY_LOCK:
         try:
-            client = MilvusClient(path)
+            # Its connection ends with it: shared ones are kept for ever, and each opening of a file
+            # has a port of its own.
+            client = MilvusClient(path, dedicated=True)
         except MilvusException as err:
             raise _open_error(path) from err
         lock = _LOCKS.get(path)
@@ -217,6 +221,26 @@ def _remove_cut_short_indexes(path: str) -> None:
             np.load(file, mmap_mode="r")  # Reads the head, and compares it with the size.
         except (EOFError, ValueError):
             file.unlink()
+
+
+def _leave_to_parent() -> None:
+    """Forget, in a forked child, what its parent has open.
+
+    Milvus Lite would close it as the child ends: write the file that the parent is writing, and
+    unlock it for a third process. To the child it is now as locked as to any other.
+    """
+    global _REGISTRY_LOCK
+    _REGISTRY_LOCK = threading.Lock()  # Held, perhaps, by a thread that is not in the child.
+    _LOCKS.clear()
+    _USERS.clear()
+    manager: Any = sys.modules.get("milvus_lite.server_manager")
+    if manager is not None:
+        atexit.unregister(manager.server_manager_instance.release_all)
+        manager.server_manager_instance = manager.ServerManager()
+
+
+if hasattr(os, "register_at_fork"):  # Not on Windows.
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _open_error(path: str) -> StoreError:

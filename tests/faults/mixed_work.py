@@ -35,6 +35,14 @@ def make(node_id, version, is_image, owner, album):
     return node
 
 
+def make_many(name, version=0):
+    """Make twenty nodes, images and texts."""
+    return [
+        make(f"{name} {number}", version, number % 3 > 0, name, f"album {number}")
+        for number in range(20)
+    ]
+
+
 def same(found, expected, *, with_embedding=True):
     """Whether a node that was found is one that was written, whole."""
     return (

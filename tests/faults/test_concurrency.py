@@ -56,7 +56,7 @@ def settle(what, store, workers, tally):
 def test_32_threads_of_mixed_calls(place, tries, tally):
     name, options = place
     workers = [mixed_work.Worker(f"thread {number}") for number in range(32)]
-    steps = tries(short=5, full=60)
+    steps = tries(short=3, full=60)
     barrier = threading.Barrier(len(workers), timeout=60)
     with create_vector_store(MODEL, **options) as store:
         with ThreadPoolExecutor(len(workers)) as pool:
@@ -67,7 +67,7 @@ def test_32_threads_of_mixed_calls(place, tries, tally):
 def test_50_coroutines_of_mixed_calls(place, tries, tally):
     name, options = place
     workers = [mixed_work.Worker(f"coroutine {number}") for number in range(50)]
-    steps = tries(short=3, full=40)
+    steps = tries(short=2, full=40)
 
     async def together(store):
         await asyncio.gather(*(work_async(store, one, steps) for one in workers))
@@ -81,7 +81,7 @@ def test_threads_of_two_stores_of_one_collection(place, tries, tally):
     """Each thread goes from one store to the other and must find there what it has just written."""
     name, options = place
     workers = [mixed_work.Worker(f"either {number}") for number in range(8)]
-    steps = tries(short=5, full=60)
+    steps = tries(short=3, full=60)
 
     def alternate(worker):
         for number, (method, args, take) in enumerate(worker.steps(steps)):

@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import mixed_work
 import pytest
-from by_hand import MODEL
+from by_hand import MODEL, image
+from PIL import Image
 
-from llama_index_clip_ext import create_vector_store
+from llama_index_clip_ext import CLIPEmbedding, create_retriever, create_vector_store, encoder
 
 ASYNC = {
     "add": "async_add",
@@ -67,7 +68,7 @@ def test_32_threads_of_mixed_calls(place, tries, tally):
 def test_50_coroutines_of_mixed_calls(place, tries, tally):
     name, options = place
     workers = [mixed_work.Worker(f"coroutine {number}") for number in range(50)]
-    steps = tries(short=2, full=40)
+    steps = tries(short=2, full=25)
 
     async def together(store):
         await asyncio.gather(*(work_async(store, one, steps) for one in workers))
@@ -95,3 +96,45 @@ def test_threads_of_two_stores_of_one_collection(place, tries, tally):
         stores = (one, two)
         list(pool.map(alternate, workers))
         settle(f"two stores at once, {name}", two, workers, tally)
+
+
+def test_first_use_and_all_others_of_one_model_by_16_threads(
+    clip, clip_dir, store, monkeypatch, tries, tally
+):
+    """Each tower is loaded once, and every thread gets what one thread alone would."""
+    loads = []
+    load = encoder.load_tower
+    monkeypatch.setattr(encoder, "load_tower", lambda *args: loads.append(args[1]) or load(*args))
+    rounds, n_threads = tries(short=1, full=10), 16
+    pictures = [Image.new("RGB", (30, 20), (12 * n, 255 - 12 * n, 60)) for n in range(20)]
+    nodes = [image(str(n), clip.get_image_embedding(one)) for n, one in enumerate(pictures)]
+    store.add(nodes)
+    loads.clear()
+
+    def use(model, barrier=None):
+        retriever = create_retriever(model, store, similarity_top_k=5)
+        calls = [
+            lambda n: model.get_text_embedding(f"text {n}"),
+            lambda n: model.get_query_embedding(f"query {n}"),
+            lambda n: model.get_image_embedding(pictures[n]),
+            lambda n: [hit.node.node_id for hit in retriever.retrieve(f"text {n}")],
+            lambda n: [hit.node.node_id for hit in retriever.retrieve_image(pictures[n])],
+        ]
+        if barrier:
+            barrier.wait()
+        return [calls[n % 5](n % 20) for n in range(25)]
+
+    expected = use(clip)
+    wrong = 0
+    for _ in range(rounds):
+        loads.clear()
+        model = CLIPEmbedding(clip_dir)
+        barrier = threading.Barrier(n_threads, timeout=60)
+        with ThreadPoolExecutor(n_threads) as pool:
+            answers = [pool.submit(use, model, barrier) for _ in range(n_threads)]
+        for answer in answers:
+            for got, one in zip(answer.result(), expected, strict=True):
+                wrong += got != (pytest.approx(one, abs=1e-5) if isinstance(one[0], float) else one)
+        assert sorted(loads) == ["image", "text"]
+    tally("16 threads, one model", tried=rounds * n_threads * 25, lost=wrong)
+    assert wrong == 0

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -17,10 +17,13 @@ from server_process import ServerProcess
 
 from llama_index_clip_ext import (
     StoreUnavailableError,
+    collection,
     create_retriever,
     create_vector_store,
     ingest_images,
 )
+from llama_index_clip_ext.connection import Connection
+from llama_index_clip_ext.passport import Passport
 
 PICTURES = 60
 IN_TIME = 120  # Seconds for a server to come back on a busy machine; nobody waits for all of it.
@@ -271,6 +274,9 @@ class Proxy:
     def __init__(self, port):
         self.port = port
         self.delay = 0.0
+        self.loses_answers = False
+        self.flows = threading.Event()
+        self.flows.set()
         self.ends = []
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
@@ -283,15 +289,17 @@ class Proxy:
                 outside, _ = self.listener.accept()
                 inside = socket.create_connection(("127.0.0.1", self.port))
                 self.ends += outside, inside
-                for pair in ((outside, inside), (inside, outside)):
-                    self.threads.append(threading.Thread(target=self._pump, args=pair))
+                for way in ((outside, inside, False), (inside, outside, True)):
+                    self.threads.append(threading.Thread(target=self._pump, args=way))
                     self.threads[-1].start()
 
-    def _pump(self, source, target):
+    def _pump(self, source, target, is_answer):
         with suppress(OSError):
             while chunk := source.recv(65536):
                 time.sleep(self.delay)
-                target.sendall(chunk)
+                self.flows.wait()
+                if not (is_answer and self.loses_answers):
+                    target.sendall(chunk)
         self._shut(target)
 
     @staticmethod
@@ -305,6 +313,7 @@ class Proxy:
             self._shut(one)
 
     def close(self):
+        self.flows.set()
         self._shut(self.listener)
         self.threads[0].join()
         self.cut()
@@ -353,3 +362,66 @@ def test_slow_and_cut_off(server, tries, tally):
         lost += lost_of(store, expected | {"c": NEAR_X})
         tally("server slow, connections cut off", tried=tried + 2 * (number + 1), lost=lost)
         assert lost == 0
+
+
+def test_stalled(server, tries, tally):
+    """Many threads at once: none waits for what the others wait for."""
+    limit = tries(short=1, full=20)  # In full, gRPC finds the connection dead before it ends.
+    with (
+        way_to(server) as proxy,
+        create_vector_store(
+            MODEL, uri=proxy.address, collection_name="stalled", timeout=limit
+        ) as store,
+    ):
+        store.add([image("a", X)])
+        proxy.flows.clear()
+        tried = gives_up(proxy.address, limit, *[lambda: store.query(ask(X))] * 16)
+        proxy.flows.set()
+        proxy.cut()
+        found = store.query(ask(X)).ids
+        tally("server stalled, 16 threads", tried=tried, lost=found != ["a"])
+        assert found == ["a"]
+
+
+def test_done_though_the_answer_was_lost(server, tally):
+    """What is done again was done already: nothing is twice, nothing is refused."""
+    with (
+        way_to(server) as proxy,
+        create_vector_store(
+            MODEL, uri=proxy.address, collection_name="lost", timeout=IN_TIME
+        ) as store,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        nodes = [image("a", X), text("b", Y)]
+        calls = {
+            "add": (lambda: store.add(nodes), {"a": X, "b": Y}),
+            "move": (lambda: store.add([text("a", NEAR_X)]), {"a": NEAR_X, "b": Y}),
+            "delete": (lambda: store.delete_nodes(["b"]), {"a": NEAR_X}),
+            "clear": (store.clear, {}),
+        }
+        for call, expected in calls.values():
+            proxy.loses_answers = True
+            answer = pool.submit(call)
+            time.sleep(0.5)
+            proxy.loses_answers = False
+            proxy.cut()
+            answer.result()
+            lost = lost_of(store, expected)
+            tally("server's answer lost", tried=1, lost=lost)
+            assert lost == 0
+
+
+def test_a_collection_is_made_and_dropped_twice_alike(server):
+    """Its making may be done again, too, where the answer was lost."""
+    index = collection.index_config(server, "auto", "auto")
+    with closing(Connection(server)) as link:
+        for _ in range(2):
+            passport = Passport(MODEL.space, index["metric_type"])
+            collection.create(link, "twice", passport, index, "Session")
+        for _ in range(2):
+            link.call("create_partition", "twice", "images")
+        properties = link.call("describe_collection", "twice")["properties"]
+        assert Passport.from_properties(properties) == passport
+        for _ in range(2):
+            link.call("drop_collection", "twice")
+        assert not link.call("has_collection", "twice")

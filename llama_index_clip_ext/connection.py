@@ -40,10 +40,12 @@ _FIRST_WAIT = 0.1  # Between two tries; doubled each time, and as much again by 
 _LONGEST_WAIT = 2.0
 _POLL = 0.1  # Between two looks at a collection that is being loaded.
 
-# gRPC would wait up to two minutes before it connects again to a server that was long away; and it
-# would share one connection among a process's clients, and with the children that it forks.
+# gRPC would take a minute to find that a connection leads nowhere, as to a machine that is gone, and
+# wait up to two before it connects again to a server that was long away; and it would share one
+# connection among a process's clients, and with the children that it forks.
 _GRPC_OPTIONS = {
     "grpc.use_local_subchannel_pool": 1,
+    "grpc.http2.ping_timeout_ms": 5_000,
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 2_000,
 }
@@ -285,13 +287,13 @@ def is_passing(err: BaseException | None) -> bool:
         return err.code() in _PASSING_STATUS
     if not isinstance(err, MilvusException):
         return False
-    if isinstance(err.code, grpc.StatusCode):
-        return err.code in _PASSING_STATUS
     if err.code == _UNAVAILABLE and isinstance(err.__cause__, grpc.RpcError):
         return is_passing(err.__cause__)  # pymilvus says this of a wrong token, too.
-    if err.code == _MAY_BE_NOT_READY:
+    # Some versions of pymilvus forget to call what gives the code.
+    code = err.code() if callable(err.code) else err.code
+    if code == _MAY_BE_NOT_READY:
         return any(saying in err.message for saying in _NOT_READY_SAID)
-    return err.code in _PASSING_CODES
+    return code in _PASSING_STATUS or code in _PASSING_CODES
 
 
 def _reason(err: BaseException | None) -> str:

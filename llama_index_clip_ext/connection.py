@@ -40,9 +40,9 @@ _FIRST_WAIT = 0.1  # Between two tries; doubled each time, and as much again by 
 _LONGEST_WAIT = 2.0
 _POLL = 0.1  # Between two looks at a collection that is being loaded.
 
-# gRPC would take a minute to find that a connection leads nowhere, as to a machine that is gone, and
-# wait up to two before it connects again to a server that was long away; and it would share one
-# connection among a process's clients, and with the children that it forks.
+# gRPC would take a minute to find that a connection leads nowhere, as to a machine that is gone,
+# and wait up to two before it connects again to a server that was long away; and it would share
+# one connection among a process's clients, and with the children that it forks.
 _GRPC_OPTIONS = {
     "grpc.use_local_subchannel_pool": 1,
     "grpc.http2.ping_timeout_ms": 5_000,

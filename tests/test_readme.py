@@ -79,7 +79,7 @@ def test_the_command_lines_run(photos, on_demo, capsys):
 
     (block,) = re.findall(r"```bash\n(clip-ext index.*?)```", README, re.DOTALL)
     lines = block.strip().splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
     for line in lines:
         result = CliRunner().invoke(app, shlex.split(on_demo(line))[1:])
         assert result.exit_code == 0, result.output

@@ -40,7 +40,7 @@ def test_a_disk_that_is_full_is_told_and_nothing_is_lost(zygote, tally):
 
 @pytest.mark.parametrize("goes_on", [True, False])
 def test_a_disk_that_fills_up_behind_our_back_loses_nothing(zygote, goes_on, rng, tries, tally):
-    for number in range(tries(short=2, full=50)):
+    for number in range(tries(short=2, full=25)):
         # Room for a moment of everything: the log, the files, the index, the list of the files.
         closes = rng.random() < 0.5
         outcome = zygote.run(
@@ -71,7 +71,7 @@ def test_a_collection_that_found_no_room_is_made_once_there_is_some(zygote):
     [(True, "has become read-only"), (False, "could not be written (Read-only file system) and")],
 )
 def test_a_file_that_becomes_read_only_loses_nothing(is_seen, says, zygote, rng, tries, tally):
-    for number in range(tries(short=1, full=20)):
+    for number in range(tries(short=1, full=10)):
         outcome = zygote.run(
             "fail",
             name=f"r{number}.db",

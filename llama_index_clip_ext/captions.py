@@ -51,6 +51,7 @@ class ImageCaptioner(TransformComponent):
         on_error: For an image that cannot be read or gets no caption: raise, asking for no more, or
             leave it without one, with a warning.
         num_workers: Requests at a time.
+        image_formats: As in `load_image`.
 
     Example:
         ``IngestionPipeline(transformations=[ImageCaptioner(llm=llm), embed_model])``
@@ -61,6 +62,7 @@ class ImageCaptioner(TransformComponent):
     overwrite: bool = False
     on_error: OnError = "raise"
     num_workers: int = Field(default=4, ge=1)
+    image_formats: tuple[str, ...] = ()
 
     # Captions by what was asked, until a call that wants them succeeds: they may cost money.
     _kept: dict[_Key, str] = PrivateAttr(default_factory=dict)
@@ -157,7 +159,7 @@ class ImageCaptioner(TransformComponent):
         set_caption(node, caption)
 
     def _question(self, node: BaseNode) -> list[ChatMessage]:
-        image = ImageBlock(image=_encoded(node), image_mimetype=_MIMETYPE)
+        image = ImageBlock(image=_encoded(node, self.image_formats), image_mimetype=_MIMETYPE)
         return [ChatMessage(blocks=[TextBlock(text=self.prompt), image])]
 
     def _report(self, failures: list[Exception], made: list[_Key]) -> None:
@@ -169,9 +171,9 @@ class ImageCaptioner(TransformComponent):
             self._kept.pop(key, None)
 
 
-def _encoded(node: BaseNode) -> bytes:
+def _encoded(node: BaseNode, image_formats: tuple[str, ...]) -> bytes:
     """Encode a node's image as any LLM takes it: upright, RGB, JPEG, not too large."""
-    image = load_image(node)
+    image = load_image(node, image_formats=image_formats)
     image.thumbnail((_MAX_SIDE, _MAX_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from llama_index.core.schema import MetadataMode, NodeWithScore
@@ -50,6 +51,7 @@ def show_results(
     title: str = "",
     columns: int = 5,
     allow_urls: AllowUrls = False,
+    image_formats: Collection[str] = (),
 ) -> Image.Image:
     """Draw what a retriever found, with ranks and scores; a notebook shows it by itself.
 
@@ -62,6 +64,7 @@ def show_results(
         title: A line above the hits, where it is not the query's text.
         columns: Hits in a row.
         allow_urls: As in `load_image`, for hits that are known by a URL.
+        image_formats: As in `load_image`.
 
     Returns:
         The contact sheet, in RGB.
@@ -73,9 +76,10 @@ def show_results(
         raise ValueError(f"columns is {columns}, expected at least 1")
     if isinstance(query, str):
         title, query = title or query, None
-    tiles = [] if query is None else [Tile(load_image(query, allow_urls=allow_urls), "query")]
+    load = partial(load_image, allow_urls=allow_urls, image_formats=image_formats)
+    tiles = [] if query is None else [Tile(load(query), "query")]
     columns += len(tiles)
-    tiles += [_hit_tile(rank, hit, allow_urls) for rank, hit in enumerate(hits, 1)]
+    tiles += [_hit_tile(rank, hit, load) for rank, hit in enumerate(hits, 1)]
     if not tiles:
         tiles = [Tile(_text_picture("nothing was found"), "")]
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
@@ -113,7 +117,7 @@ def draw_contact_sheet(
     return sheet
 
 
-def _hit_tile(rank: int, hit: NodeWithScore, allow_urls: AllowUrls) -> Tile:
+def _hit_tile(rank: int, hit: NodeWithScore, load: Callable[[ImageSource], Image.Image]) -> Tile:
     node = hit.node
     label = str(rank) if hit.score is None else f"{rank}  {hit.score:.3f}"
     cosine = node.metadata.get(SIMILARITY_KEY)
@@ -124,7 +128,7 @@ def _hit_tile(rank: int, hit: NodeWithScore, allow_urls: AllowUrls) -> Tile:
     if not is_image_node(node):
         return Tile(_text_picture(text), label, detail=name)
     try:
-        picture = load_image(node, allow_urls=allow_urls)
+        picture = load(node)
     except ImageLoadError as err:
         picture = _text_picture(err.reason)
     return Tile(picture, label, detail=text or name)

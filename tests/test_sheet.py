@@ -97,3 +97,16 @@ def test_a_cosine_stands_beside_a_score_that_is_none():
 
     assert sheet(0.016, retrieval_similarity=0.449) != sheet(0.016)
     assert sheet(0.449, retrieval_similarity=0.449) == sheet(0.449)
+
+
+def test_formats_that_are_added_are_drawn(tmp_path):
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.ppm")
+    hit = NodeWithScore(node=ImageNode(image_path=str(tmp_path / "red.ppm")), score=0.5)
+
+    def has_red(**options):
+        return (255, 0, 0) in {
+            colour for _, colour in show_results([hit], **options).getcolors(10**6)
+        }
+
+    assert has_red(image_formats=["PPM"])
+    assert not has_red()

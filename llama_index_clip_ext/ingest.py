@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
+import re
 import threading
 import time
 from bisect import insort
@@ -42,6 +43,9 @@ from .store import CLIPMilvusVectorStore, check_pair
 
 # Threads that read and hash files: enough to keep a disk or a network drive busy.
 READERS = 4
+
+# Seconds. FAT, the coarsest of file systems, tells times two seconds apart.
+_SETTLED_AFTER = 2.0
 
 _CHANGED = "changed while it was being read; index it again"
 
@@ -384,7 +388,7 @@ class Ingest:
         source = describe_source(item)
         try:
             state = _state_of(item)
-            return Read(index, source, self._image_node(item), state)
+            return Read(index, source, _dated(self._image_node(item), state), state)
         except Exception as err:
             return Read(index, source, error=err)
 
@@ -552,6 +556,18 @@ def _state_of(item: Any) -> FileState | None:
     except (OSError, ValueError, RuntimeError):
         return None  # Said by who reads it.
     return state.st_size, state.st_mtime_ns, state.st_ino
+
+
+def _dated(node: BaseNode, state: FileState | None) -> BaseNode:
+    """Cut the date of a file that may change again without its date showing it.
+
+    Such a date is that of no file, so that `sync_images` reads this one again.
+    """
+    date = node.metadata.get("last_modified_date")
+    if not state or not date or time.time() - state[1] / 1e9 > _SETTLED_AFTER:
+        return node
+    metadata = {**node.metadata, "last_modified_date": re.sub(r"\.\d+", "", str(date))}
+    return node.model_copy(update={"metadata": metadata})
 
 
 def _index_of(failure: ImageFailure) -> int:

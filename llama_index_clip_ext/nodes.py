@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import posixpath
-import time
 import unicodedata
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -48,9 +47,6 @@ IMAGE_SUFFIXES = frozenset(
 
 # Bytes. More than Milvus stores in a row.
 _MAX_CAPTION = 1_000_000
-
-# Seconds. FAT, the coarsest of file systems, tells times two seconds apart.
-_SETTLED_AFTER = 2.0
 
 # What changes when a file is touched, though the picture does not.
 VOLATILE_METADATA = frozenset(("last_modified_date", "last_accessed_date"))
@@ -419,19 +415,13 @@ def set_caption(node: BaseNode, caption: str) -> None:
         node.excluded_embed_metadata_keys = list(node.metadata)
 
 
-def modified_date(state: os.stat_result, *, is_settled: bool = True) -> str:
-    """Return when a file was changed: ISO 8601, UTC, in microseconds.
-
-    Args:
-        state: Of the file.
-        is_settled: Whether its next change will have another date. If not, the microseconds are
-            left out, and the date is equal to that of no settled file.
-    """
+def modified_date(state: os.stat_result) -> str:
+    """Return when a file was changed: ISO 8601, UTC, in microseconds."""
     try:
         modified = datetime.fromtimestamp(state.st_mtime_ns // 1000 / 1e6, tz=timezone.utc)
     except (OverflowError, ValueError, OSError):
         return ""  # After the year 9999, as a file system may say of any file.
-    return modified.isoformat(timespec="microseconds" if is_settled else "seconds")
+    return modified.isoformat(timespec="microseconds")
 
 
 def file_caption(file: Path) -> str:
@@ -466,9 +456,7 @@ def _file_facts(file: Path, image_formats: Collection[str]) -> dict[str, Any]:
         raise ImageLoadError(f"unreadable ({err.strerror})", source=str(file)) from err
     facts: dict[str, Any] = {
         "file_size": state.st_size,
-        "last_modified_date": modified_date(
-            state, is_settled=time.time() - state.st_mtime > _SETTLED_AFTER
-        ),
+        "last_modified_date": modified_date(state),
     }
     return facts | _picture_facts(file, image_formats)
 

@@ -23,6 +23,7 @@ from llama_index_clip_ext import (
     load_image_nodes,
     sync_images,
 )
+from llama_index_clip_ext import ingest as ingest_module
 from llama_index_clip_ext import nodes as nodes_module
 from llama_index_clip_ext.cli import main
 from llama_index_clip_ext.sources import describe_source
@@ -33,7 +34,7 @@ COUNTS = ("added", "unchanged", "replaced", "moved", "removed", "missing")
 @pytest.fixture
 def settled(monkeypatch):
     """Let files count as settled at once, as those of an hour ago do."""
-    monkeypatch.setattr(nodes_module, "_SETTLED_AFTER", -60)
+    monkeypatch.setattr(ingest_module, "_SETTLED_AFTER", -60)
 
 
 @pytest.fixture
@@ -155,7 +156,7 @@ def test_a_change_of_the_same_size_within_a_moment_is_found(
     clip, store, pictures, embedded, monkeypatch
 ):
     """A file that was changed a moment ago may change again without its date showing it."""
-    monkeypatch.setattr(nodes_module, "_SETTLED_AFTER", 60)
+    monkeypatch.setattr(ingest_module, "_SETTLED_AFTER", 60)
     run = {"embed_model": clip, "vector_store": store}
     file = pictures / "red.png"
     Image.new("RGB", (40, 30), "red").save(file, "BMP")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from llama_index_clip_ext import create_vector_store, sync_images
-from llama_index_clip_ext import nodes as nodes_module
+from llama_index_clip_ext import ingest as ingest_module
 from llama_index_clip_ext.sources import describe_source
 
 WHAT = "folder changed at random, sync cut short"
@@ -135,7 +135,7 @@ BOTH_SPELLINGS = [*NAMES, "e\u0301"]
 def test_folder_and_collection_are_equal_in_the_end(
     clip, tmp_path, monkeypatch, tries, tally, delete, names
 ):
-    monkeypatch.setattr(nodes_module, "_SETTLED_AFTER", -1e12)
+    monkeypatch.setattr(ingest_module, "_SETTLED_AFTER", -1e12)
     embedded = []
     prepare = type(clip)._prepare
 

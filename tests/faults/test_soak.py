@@ -21,8 +21,8 @@ MOST = {"python threads": 3, "threads": 4, "files": 3, "rss": 24 * 2**20}
 
 @pytest.mark.parametrize("place", ["Milvus Lite", "server"])
 def test_an_hour_leaves_nothing_behind(place, request, clip_dir, tmp_path, tries, tally):
-    minutes = tries(short=5, full=60)
     is_lite = place == "Milvus Lite"
+    minutes = tries(short=5 if is_lite else 4, full=60)
     address = tmp_path / "soak.db" if is_lite else request.getfixturevalue("server")
     (folder := tmp_path / "pictures").mkdir()
 

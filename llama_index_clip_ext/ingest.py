@@ -29,11 +29,11 @@ from .interruption import stop_on_interrupt
 from .nodes import (
     Captions,
     ImageItem,
-    holding,
     list_images,
     make_image_node,
     make_remote_node,
     with_content_hash,
+    with_pixels,
     without_pixels,
 )
 from .prefetch import batched, prefetch
@@ -400,7 +400,7 @@ class Ingest:
             # Held until it is embedded: what is asked for again may be another picture.
             content: Any = fetched(item, allow_urls)
             node = make_remote_node(item, content, captions=self.captions, image_formats=formats)
-            return holding(node, content)
+            return with_pixels(node, content)
         if isinstance(item, (str, os.PathLike)):
             return make_image_node(item, captions=self.captions, image_formats=formats)
         raise TypeError(

@@ -218,7 +218,9 @@ def _remove_cut_short_indexes(path: str) -> None:
     """
     for file in Path(path).glob("collections/*/partitions/*/indexes/*.flat.idx"):
         try:
-            np.load(file, mmap_mode="r")  # Reads the head, and compares it with the size.
+            np.load(
+                file, mmap_mode="r", allow_pickle=False
+            )  # Reads the head, and compares it with the size.
         except (EOFError, ValueError):
             file.unlink()
 

@@ -348,7 +348,7 @@ def path_name(file: PurePath) -> str:
     return type(file)(file.anchor, *names).as_posix()
 
 
-def holding(node: BaseNode, content: bytes) -> BaseNode:
+def with_pixels(node: BaseNode, content: bytes) -> BaseNode:
     """Return a copy that holds its image by value, so that it is not fetched once more."""
     data = base64.b64encode(content)
     if resource := getattr(node, "image_resource", None):
@@ -380,7 +380,7 @@ def with_content_hash(node: BaseNode, *, allow_urls: AllowUrls = False) -> BaseN
     """
     content = fetched(node, allow_urls)
     if isinstance(content, bytes):
-        node = holding(node, content)
+        node = with_pixels(node, content)
     content_hash = image_digest(content)
     if node.metadata.get("content_hash") == content_hash:
         return node

@@ -452,7 +452,7 @@ def test_a_collection_is_made_and_dropped_twice_alike(server):
         for _ in range(2):
             link.call("create_partition", "twice", "images")
         properties = link.call("describe_collection", "twice")["properties"]
-        assert Passport.from_properties(properties) == passport
+        assert Passport.from_properties(properties, "x") == passport
         for _ in range(2):
             link.call("drop_collection", "twice")
         assert not link.call("has_collection", "twice")

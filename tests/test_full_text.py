@@ -470,10 +470,11 @@ def test_a_chinese_collection_without_jieba_says_what_shuts_the_file(path, monke
     create_vector_store(MODEL, uri=path, collection_name="cn", full_text="chinese").close()
     monkeypatch.setitem(sys.modules, "jieba", None)
 
-    for name in ("cn", "another"):
-        with pytest.raises(StoreError, match="needs the package jieba, for the whole file") as info:
-            create_vector_store(MODEL, uri=path, collection_name=name)
-        assert isinstance(info.value.__cause__, MilvusException)
+    with pytest.raises(StoreError, match="needs the package jieba, for the whole file") as info:
+        create_vector_store(MODEL, uri=path, collection_name="cn")
+    assert isinstance(info.value.__cause__, MilvusException)
+    # Nothing asks Milvus Lite to open every collection, so that others still are.
+    create_vector_store(MODEL, uri=path, collection_name="another").close()
 
 
 # In LlamaIndex.

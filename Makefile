@@ -73,7 +73,7 @@ $(VENV)/package: $(VENV)/made pyproject.toml constraints.txt
 
 # What the tests need, each file by its hash; torch by its version, for machines have builds of their
 # own of it, and the package itself.
-$(VENV)/dev: $(VENV)/made pyproject.toml requirements-dev.txt
+$(VENV)/dev: $(VENV)/made pyproject.toml constraints.txt requirements-dev.txt
 	$(PIP_INSTALL) --no-deps --require-hashes --requirement requirements-dev.txt
 	$(PIP) torch
 	$(PIP) --no-deps --editable .

@@ -107,7 +107,8 @@ def read_sidecar(file: OpenFile) -> str:
     try:
         with file.fs.open(sidecar, "rb") as stream:
             content: bytes = stream.read(_MAX_CAPTION_BYTES)
-        return content.decode("utf-8-sig").strip()
+        text = content.decode("utf-8-sig")
+        return text.replace("\r\n", "\n").replace("\r", "\n").strip()
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as err:

@@ -188,21 +188,28 @@ def _in_file_system(item: Any, fs: AbstractFileSystem) -> Any:
 
 
 def _walk(folder: Path, recursive: bool, suffixes: Collection[str]) -> Iterator[Path]:
-    try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError:
-        yield folder  # Reported as what cannot be read, where a file would be.
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue  # Hidden, such as the ._NAME.jpg that macOS leaves beside NAME.jpg.
-        if _is_folder(entry):
+    # No recursion: folders may be nested deeper than Python's calls.
+    waiting = [(folder, True)]
+    while waiting:
+        path, is_folder = waiting.pop()
+        if not is_folder:
+            yield path
+            continue
+        try:
+            with os.scandir(path) as found:
+                entries = sorted(found, key=lambda entry: entry.name, reverse=True)
+        except OSError:
+            yield path  # Reported as what cannot be read, where a file would be.
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue  # Hidden, such as the ._NAME.jpg that macOS leaves beside NAME.jpg.
             # Links to folders are not followed: they may lead back up.
-            if recursive and not entry.is_symlink():
-                yield from _walk(Path(entry.path), recursive, suffixes)
-        elif Path(entry.name).suffix.lower() in suffixes:
-            yield Path(entry.path)
+            if _is_folder(entry):
+                if recursive and not entry.is_symlink():
+                    waiting.append((Path(entry.path), True))
+            elif Path(entry.name).suffix.lower() in suffixes:
+                waiting.append((Path(entry.path), False))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

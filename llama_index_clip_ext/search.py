@@ -52,6 +52,7 @@ class Scope:
         expression: Condition that hits meet; empty for none.
         partitions: Those to look into; ``None`` for all.
         output_fields: What a hit needs to become a node.
+        consistency_level: What is seen of others' writes, on a server.
     """
 
     connection: Connection
@@ -62,6 +63,7 @@ class Scope:
     expression: str
     partitions: list[str] | None
     output_fields: list[str]
+    consistency_level: str
 
 
 def search(
@@ -198,6 +200,7 @@ def _hits(
         output_fields=output_fields,
         search_params=params,
         partition_names=scope.partitions,
+        consistency_level=scope.consistency_level,
     )
     return [list(hits) for hits in found]
 

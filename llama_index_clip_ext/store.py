@@ -701,6 +701,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             ),
             partitions=self._partition_names(modality),
             output_fields=self._output_fields,
+            consistency_level=self.consistency_level,
         )
 
     def _partition_names(self, modality: Modality | None) -> list[str] | None:
@@ -790,6 +791,9 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             self._call("query", filter='id == ""', consistency_level="Strong")
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        if method == "query":
+            # Else the server takes the level that the collection was made with.
+            kwargs.setdefault("consistency_level", self.consistency_level)
         return self._connection.call(method, self.collection_name, *args, **kwargs)
 
 

@@ -37,8 +37,8 @@ from .nodes import (
 from .prefetch import batched
 from .rows import node_hash
 from .scripts import is_unicode
-from .sources import error_detail
-from .store import CLIPMilvusVectorStore, StoredFile
+from .sources import describe_source, error_detail
+from .store import CLIPMilvusVectorStore, StoredFile, check_pair
 
 _BATCH = 1_000  # Rows that are removed together.
 
@@ -200,6 +200,8 @@ def _sync(
     show_progress: bool,
     stop: threading.Event,
 ) -> SyncReport:
+    check_pair(embed_model, vector_store)
+    root, files = _listed(folder, recursive, embed_model.image_formats)
     with (
         nullcontext() if dry_run else _only_one(vector_store),
         _lines(report_path) as lines,
@@ -216,15 +218,17 @@ def _sync(
             stop=stop,
             report=report,
         )
-        root, files = _listed(folder, recursive, embed_model.image_formats)
         bar.reset(len(files))
         sync.compare(root, files, checksum=checksum, lines=lines)
         if delete:
             sync.check_not_empty()
         sync.run(files)
+        sync.settle_aliases()
         if stop.is_set():
             raise IngestInterrupted(report)
         sync.settle_missing(delete=delete)
+        if stop.is_set():
+            raise IngestInterrupted(report)
         return report
 
 
@@ -273,6 +277,9 @@ class _Sync(Ingest):
         self.sources: dict[str, StoredFile] = {}
         self.old: dict[str, BaseNode] = {}
         self.moved_from: dict[int, str] = {}
+        # Positions of further names of a file, and why those failed that did.
+        self.aliases: list[int] = []
+        self.failures: dict[int, str] = {}
 
     def _read(self, numbered: tuple[int, Any]) -> Read:
         """Leave unread what is known; see `Ingest`."""
@@ -297,6 +304,7 @@ class _Sync(Ingest):
     def _look_up(self, nodes: Sequence[BaseNode]) -> dict[str, str]:
         """Find what is stored of each node, and what has its vector."""
         hashes: dict[str, str] = {}
+        elsewhere: list[str] = []
         self.sources.clear()
         for node in nodes:
             path, content = node.metadata["file_path"], _content(node)
@@ -306,12 +314,21 @@ class _Sync(Ingest):
                 hashes[row.id] = row.node_hash
             if row and row.content_hash == content:
                 self.sources[node.node_id] = row
-            elif gone := self.by_content[content]:
-                moved = self.missing.pop(gone.pop().id)
+            elif moved := self._moved(content):
                 self.sources[node.node_id] = self.rows[path] = moved
+            elif not row and not Path(path).is_relative_to(self.root):
+                elsewhere.append(node.node_id)  # Where a link leads.
         ids = [] if self.report.dry_run else [row.id for row in self.sources.values()]
         self.old = {node.node_id: node for node in self.vector_store.get_nodes(ids)} if ids else {}
-        return hashes
+        return hashes | (self.vector_store.get_hashes(elsewhere) if elsewhere else {})
+
+    def _moved(self, content: str) -> StoredFile | None:
+        """Take a row of the same content whose file is gone."""
+        while rows := self.by_content[content]:
+            row = self.missing.pop(rows.pop().id)
+            if _is_gone(row.path):  # Still: a drive may have come back.
+                return row
+        return None
 
     def _draw(self, read: Read, node: BaseNode) -> Drawn | None:
         """Let what has a vector already pass the model by."""
@@ -322,7 +339,8 @@ class _Sync(Ingest):
             self.moved_from[read.index] = source.path
         if self.report.dry_run:
             self._note(status, read.index, read.source)
-        elif source is None or not isinstance(old, ImageNode) or _content(old) != _content(node):
+        elif source is None or old is None or _content(old) != _content(node):
+            self.moved_from.pop(read.index, None)  # It was written over or deleted meanwhile.
             return super()._draw(read, node)
         elif refusal := refusal_of(node := _renewed(old, node), self.on_error):
             self._note("failed", read.index, read.source, refusal)
@@ -338,15 +356,33 @@ class _Sync(Ingest):
 
     def _status(self, node: BaseNode, source: StoredFile | None) -> Status:
         if source is None:
-            return "replaced" if node.node_id in self.stored else "added"
+            stored = self.stored.get(node.node_id)
+            if stored == node_hash(node):
+                return "unchanged"
+            return "replaced" if stored else "added"
         if source.path != node.metadata["file_path"]:
             return "moved"
         return "unchanged" if node_text(node) in ("", source.text) else "replaced"
 
     def _note(self, status: Status, index: int, source: str, reason: str = "") -> None:
+        if status == "unchanged" and self.first[os.path.realpath(self.files[index])] != index:
+            self.aliases.append(index)  # Said once it is known what became of the file.
+            return
+        if status == "failed":
+            self.failures[index] = reason
         super()._note(status, index, source, reason)
         path = os.fspath(self.files[index])
         self._line(status, path, reason=reason, moved_from=self.moved_from.get(index, ""))
+
+    def settle_aliases(self) -> None:
+        """Say of further names of a file what became of it."""
+        for index in self.aliases:
+            path = os.path.realpath(self.files[index])
+            reason = self.failures.get(self.first[path], "")
+            super()._note("failed" if reason else "unchanged", index, path, reason)
+            self._line(
+                "failed" if reason else "unchanged", os.fspath(self.files[index]), reason=reason
+            )
 
     def _line(self, status: str, path: str, **more: str) -> None:
         if self.lines:
@@ -362,18 +398,15 @@ class _Sync(Ingest):
         ]
         if delete and gone:
             self.check_not_empty()
-        # What a rename leaves is taken back even so: a run that was cut short wrote the new row.
-        names = {(row.content_hash, row.modified): path for path, row in self.rows.items()}
-        new_names = [names.get((row.content_hash, row.modified)) for row in gone]
-        for both in batched(zip(gone, new_names, strict=True), _BATCH):
-            removed = [(row, name) for row, name in both if delete or name]
-            if removed and not self.report.dry_run:
-                self.vector_store.delete_nodes([row.id for row, _ in removed])
-            self.report.removed += len(removed)
-            self.report.missing += len(both) - len(removed)
-            for row, name in both:
-                reason = f"it is {name} now" if name else ""
-                self._line("removed" if delete or name else "missing", row.path, reason=reason)
+        for rows in batched(gone, _BATCH):
+            if self.stop.is_set():
+                break
+            if delete and not self.report.dry_run:
+                self.vector_store.delete_nodes([row.id for row in rows])
+            self.report.removed += len(rows) if delete else 0
+            self.report.missing += 0 if delete else len(rows)
+            for row in rows:
+                self._line("removed" if delete else "missing", row.path)
         self._tell()
 
     def check_not_empty(self) -> None:
@@ -390,11 +423,15 @@ class _Sync(Ingest):
             )
 
 
-def _renewed(old: ImageNode, new: BaseNode) -> ImageNode:
+def _renewed(old: BaseNode, new: BaseNode) -> BaseNode:
     """Return a stored image with where, when and what its file is now; it keeps all else."""
+    path, mimetype = new.metadata["file_path"], new.metadata["file_type"] or None
     node = old.model_copy(update={"id_": new.node_id, "metadata": {**old.metadata, **new.metadata}})
-    for name in ("image_path", "image_mimetype"):
-        setattr(node, name, getattr(new, name))
+    if isinstance(node, ImageNode):
+        node.image_path, node.image_mimetype = path, mimetype
+    elif resource := getattr(node, "image_resource", None):
+        place = resource.model_copy(update={"path": Path(path), "mimetype": mimetype})
+        node = node.model_copy(update={"image_resource": place})
     if node_text(new) not in ("", node_text(old)):
         set_caption(node, node_text(new))
     return node
@@ -429,6 +466,8 @@ def _listed(
             f"{os.fspath(folder)} is no folder that can be read ({error_detail(err)}); nothing was "
             "changed"
         ) from err
+    if not is_unicode(str(root)):
+        raise SyncError(f"{describe_source(root)}: its name is no Unicode text; rename it")
     return root, list(list_images(root, recursive=recursive, image_formats=image_formats))
 
 

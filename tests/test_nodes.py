@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import subprocess
 import sys
 import uuid
 from datetime import datetime, timezone
@@ -402,3 +403,17 @@ def test_formats_that_are_added_are_found_and_described(tree):
     assert (node.metadata["file_name"], node.metadata["width"]) == ("z.ppm", 5)
     # What is not read is not described.
     assert load_image_nodes([tree / "z.ppm"])[0].metadata["file_type"] == ""
+
+
+def test_folders_nested_deeper_than_pythons_calls(tmp_path):
+    here = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        for _ in range(1_200):  # By steps: no system takes so long a path at once.
+            os.mkdir("d")
+            os.chdir("d")
+        # Beyond the longest path, a folder is reported as what cannot be read.
+        assert all(path.name == "d" for path in list_images(tmp_path))
+    finally:
+        os.chdir(here)
+        subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)

@@ -332,6 +332,19 @@ def test_an_hnsw_index_opened_as_another_still_gets_its_ef(store, server):
         assert len(again.query(ask(top_k=500)).ids) == 500
 
 
+def test_strong_reads_see_what_others_wrote_though_the_collection_was_made_otherwise(server):
+    options = {"uri": server, "collection_name": "strong"}
+    with (
+        create_vector_store(MODEL, **options) as writer,
+        create_vector_store(MODEL, **options, consistency_level="Strong") as reader,
+    ):
+        for number in range(5):
+            writer.add([image(str(number))])
+            assert len(reader.query(ask()).ids) == number + 1
+            assert reader.count() == number + 1
+            assert len(reader.get_ids()) == number + 1
+
+
 def test_overwrite(server):
     for _ in range(2):
         with create_vector_store(

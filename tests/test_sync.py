@@ -2,6 +2,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -9,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from llama_index.core.schema import TextNode
+from llama_index.core.schema import ImageDocument, TextNode
 from PIL import Image
 
 from llama_index_clip_ext import (
@@ -383,8 +384,8 @@ def test_a_move_that_was_cut_short_is_finished(sync, clip, store, pictures, monk
             sync_images(pictures, embed_model=clip, vector_store=store)
     assert store.count() == 6
 
-    sync(pictures, unchanged=5, removed=1)
-    assert sync.lines[-1]["reason"] == f"it is {pictures / 'scarlet.png'} now"
+    sync(pictures, unchanged=5, missing=1)
+    sync(pictures, unchanged=5, removed=1, delete=True)
     assert_equal(store, clip, pictures)
 
 
@@ -571,8 +572,6 @@ def test_ctrl_c_stores_what_is_embedded_and_reports(clip, clip_dir, tmp_path, co
 
 
 def test_ctrl_c_twice_stops_at_once(clip, store, pictures):
-    import signal
-
     pressed = []
 
     def caption(path):
@@ -588,8 +587,6 @@ def test_ctrl_c_twice_stops_at_once(clip, store, pictures):
 
 
 def test_a_program_s_own_handler_is_left_alone(clip, store, pictures):
-    import signal
-
     caught = []
     before = signal.signal(signal.SIGINT, lambda *args: caught.append(args))
     try:
@@ -632,3 +629,77 @@ def test_command_line(clip, clip_dir, pictures, tmp_path, monkeypatch, capsys):
     code, out = run("--delete")
     assert code == 1
     assert out.err.strip().splitlines()[-1].startswith(f"clip-ext: {pictures} is no folder")
+
+
+def test_a_copy_that_is_gone_is_no_rename(sync, store, pictures):
+    """It has the content and date of a file that is there, and is kept all the same."""
+    shutil.copy2(pictures / "red.png", pictures / "red2.png")
+    names = [file.name for file in pictures.iterdir()]
+    sync(pictures, added=6, embeds=names)
+    (pictures / "red2.png").unlink()
+    sync(pictures, unchanged=5, missing=1)
+    assert store.count() == 6
+
+
+def test_documents_keep_their_metadata(sync, clip, store, pictures):
+    documents = [
+        ImageDocument(image_path=str(file), metadata={"file_path": str(file), "album": "summer"})
+        for file in sorted(pictures.iterdir())
+    ]
+    store.add(clip(documents))
+    (pictures / "red.png").rename(pictures / "rose.png")
+    sync(pictures, dry_run=True, unchanged=4, moved=1)
+    sync(pictures, delete=True, unchanged=4, moved=1)
+    rows = store.get_nodes(store.get_ids())
+    assert {row.metadata["album"] for row in rows} == {"summer"}
+    assert {row.metadata["file_path"] for row in rows} == {str(file) for file in pictures.iterdir()}
+    sync(pictures, delete=True, unchanged=5)
+
+
+def test_a_link_to_a_file_elsewhere_is_embedded_once(sync, pictures, tmp_path):
+    (pictures / "red.png").rename(tmp_path / "red.png")
+    (pictures / "red.png").symlink_to(tmp_path / "red.png")
+    sync(pictures, added=5, embeds=["black.png", "blue.png", "green.png", "red.png", "white.png"])
+    sync(pictures, dry_run=True, unchanged=5)
+    sync(pictures, unchanged=5)
+
+
+def test_a_second_name_of_a_bad_file_fails_with_it(sync, pictures):
+    (pictures / "a.png").write_bytes(b"")
+    (pictures / "b.png").symlink_to(pictures / "a.png")
+    sync(
+        pictures,
+        added=5,
+        failed=2,
+        embeds=["a.png", "black.png", "blue.png", "green.png", "red.png", "white.png"],
+    )
+
+
+def test_a_folder_whose_name_is_no_unicode_says_so(clip, store, tmp_path):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    os.mkdir(folder)
+    with pytest.raises(SyncError, match="no Unicode text; rename it"):
+        sync_images(folder, embed_model=clip, vector_store=store)
+
+
+def test_a_folder_that_is_not_there_costs_no_report(clip, store, tmp_path):
+    report = tmp_path / "report.jsonl"
+    report.write_text("the last one")
+    with pytest.raises(SyncError):
+        sync_images(tmp_path / "x", embed_model=clip, vector_store=store, report_path=report)
+    assert report.read_text() == "the last one"
+
+
+def test_ctrl_c_while_rows_are_removed_is_told(sync, clip, store, pictures, monkeypatch):
+    sync(pictures, added=5, embeds=[file.name for file in pictures.iterdir()])
+    (pictures / "red.png").unlink()
+    delete = type(store).delete_nodes
+
+    def interrupted(self, *args, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+        delete(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(store), "delete_nodes", interrupted)
+    with pytest.raises(IngestInterrupted) as caught:
+        sync_images(pictures, embed_model=clip, vector_store=store, delete=True)
+    assert caught.value.report.removed == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
-import re
 import threading
 import time
 from bisect import insort
@@ -14,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, S
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -32,6 +32,7 @@ from .nodes import (
     list_images,
     make_image_node,
     make_remote_node,
+    modified_date,
     with_content_hash,
     with_pixels,
     without_pixels,
@@ -563,11 +564,13 @@ def _dated(node: BaseNode, state: FileState | None) -> BaseNode:
 
     Such a date is that of no file, so that `sync_images` reads this one again.
     """
-    date = node.metadata.get("last_modified_date")
-    if not state or not date or time.time() - state[1] / 1e9 > _SETTLED_AFTER:
+    if not state or time.time() - state[1] / 1e9 > _SETTLED_AFTER:
         return node
-    metadata = {**node.metadata, "last_modified_date": re.sub(r"\.\d+", "", str(date))}
-    return node.model_copy(update={"metadata": metadata})
+    date = modified_date(state[1])
+    if not date or node.metadata.get("last_modified_date") != date:
+        return node  # Not one of ours.
+    seconds = datetime.fromisoformat(date).isoformat(timespec="seconds")
+    return node.model_copy(update={"metadata": {**node.metadata, "last_modified_date": seconds}})
 
 
 def _index_of(failure: ImageFailure) -> int:

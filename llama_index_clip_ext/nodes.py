@@ -422,10 +422,10 @@ def set_caption(node: BaseNode, caption: str) -> None:
         node.excluded_embed_metadata_keys = list(node.metadata)
 
 
-def modified_date(state: os.stat_result) -> str:
-    """Return when a file was changed: ISO 8601, UTC, in microseconds."""
+def modified_date(nanoseconds: int) -> str:
+    """Return when a file was changed, from its ``st_mtime_ns``: ISO 8601, UTC, in microseconds."""
     try:
-        modified = datetime.fromtimestamp(state.st_mtime_ns // 1000 / 1e6, tz=timezone.utc)
+        modified = datetime.fromtimestamp(nanoseconds // 1000 / 1e6, tz=timezone.utc)
     except (OverflowError, ValueError, OSError):
         return ""  # After the year 9999, as a file system may say of any file.
     return modified.isoformat(timespec="microseconds")
@@ -463,7 +463,7 @@ def _file_facts(file: Path, image_formats: Collection[str]) -> dict[str, Any]:
         raise ImageLoadError(f"unreadable ({err.strerror})", source=str(file)) from err
     facts: dict[str, Any] = {
         "file_size": state.st_size,
-        "last_modified_date": modified_date(state),
+        "last_modified_date": modified_date(state.st_mtime_ns),
     }
     return facts | _picture_facts(file, image_formats)
 

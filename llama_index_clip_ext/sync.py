@@ -297,7 +297,8 @@ class _Sync(Ingest):
 
     def _is_as_stored(self, row: StoredFile) -> bool:
         state = os.stat(row.path)
-        if not row.modified or (state.st_size, modified_date(state)) != (row.size, row.modified):
+        modified = modified_date(state.st_mtime_ns)
+        if not modified or (state.st_size, modified) != (row.size, row.modified):
             return False
         return self.captions != "sidecar" or file_caption(Path(row.path)) in ("", row.text)
 

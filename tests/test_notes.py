@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from llama_index.core.schema import TextNode
 
@@ -43,6 +45,7 @@ def test_hits_that_are_stored_again_are_the_same_nodes(clip, words, pictures, op
 
 def test_the_users_own_metadata_are_left_alone(clip, words, pictures):
     own = {"similarity": "high", "modality": "MRI", "bm25": 7, "near_duplicates": "none known"}
+    os.utime(pictures / "red.png", (1_700_000_000, 1_700_000_000))
     (node,) = load_image_nodes(pictures / "red.png", captions=lambda path: "a red thing")
     node.metadata |= own
     # As for all that load_image_nodes writes.

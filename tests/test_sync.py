@@ -32,6 +32,14 @@ from llama_index_clip_ext.sources import describe_source
 COUNTS = ("added", "unchanged", "replaced", "moved", "removed", "missing")
 
 
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """Let Ctrl-C be what it is in a terminal; a shell's jobs in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def settled(monkeypatch):
     """Let files count as settled at once, as those of an hour ago do."""
@@ -518,8 +526,9 @@ async def test_a_cancelled_twin_stops(clip, store, tmp_path):
 
 INTERRUPTED = """
 import signal, sys, threading, os, time
+# A shell's jobs in the background ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from llama_index_clip_ext.cli import main
-from llama_index_clip_ext.sources import describe_source
 
 def interrupt():
     while not os.path.exists(sys.argv[0] + ".go"):

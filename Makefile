@@ -43,6 +43,7 @@ bench: $(VENV)/bench  ## Measure us and the others on the same files and weights
 	$(call BENCH_RUN,fidelity) --images 8 --json $(BENCH)/fidelity.json
 	$(BIN)/python benchmarks/search.py --rows 10000
 	$(call BENCH_RUN,growth) --counts 1000,5000 --json $(BENCH)/growth.json
+	$(call BENCH_RUN,sync) --images 1000 --json $(BENCH)/sync.json
 	$(BIN)/python benchmarks/plot.py $(BENCH)/throughput-*.json --output $(BENCH)/throughput.svg
 
 notebooks: $(VENV)/dev  ## Run the notebooks; only their figures stay in them.

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -190,17 +190,19 @@ def sync(
 
     Example: clip-ext sync ./photos --delete --uri ./photos.db
     """
+    from .collection import passport_of
     from .store import create_vector_store
     from .sync import sync_images
 
-    name = model or _model_of(uri, token, collection) or "clip-ViT-B-32"
-    embed_model = _load_model(name, device, dtype)
-    with (
-        create_vector_store(
-            embed_model, uri=uri, token=token, collection_name=collection
-        ) as vector_store,
-        _reported(as_json),
-    ):
+    with ExitStack() as stack:
+        if dry_run:  # No collection is made by it.
+            stack.enter_context(passport_of(uri, token, collection))
+        name = model or _model_of(uri, token, collection) or "clip-ViT-B-32"
+        embed_model = _load_model(name, device, dtype)
+        vector_store = stack.enter_context(
+            create_vector_store(embed_model, uri=uri, token=token, collection_name=collection)
+        )
+        stack.enter_context(_reported(as_json))
         result = sync_images(
             folder,
             embed_model=embed_model,

@@ -84,7 +84,7 @@ def _opened(
     address, _ = split_credentials(os.fspath(uri))
     if lite.is_lite(address) and not os.path.exists(lite.lite_path(address, make=False)):
         raise StoreError(
-            f"{address} does not exist; `clip-ext index FOLDER --uri {address}` makes it"
+            f"{address} does not exist; `clip-ext index FOLDER --uri {address}`, or sync, makes it"
         )
     with closing(Connection(uri, token, db_name)) as connection:
         with reported():

@@ -80,7 +80,7 @@ class IngestReport:
 
     @property
     def images_per_second(self) -> float:
-        """Images embedded and stored per second, decoding included."""
+        """Images added or replaced per second, decoding included."""
         return (self.added + self.replaced) / self.seconds if self.seconds else 0.0
 
     def __str__(self) -> str:

@@ -108,8 +108,8 @@ def sync_images(
         vector_store: The store, as `create_vector_store` returns it.
         delete: Remove the rows of files that are gone. Not one is removed if the folder is missing,
             cannot be read, or holds no image.
-        dry_run: Only report what would be done; what has changed is read, nothing is embedded or
-            written.
+        dry_run: Only report what would be done. What has changed is read, nothing is embedded or
+            written, so that a picture that cannot be decoded does not show yet.
         checksum: Read every file, for changes that leave size and time as they were.
         report_path: Where to write a line of JSON per image as it is settled: ``status`` (``ok``
             for one that was added, ``unchanged``, ``replaced``, ``moved``, ``removed``, ``missing``

@@ -622,6 +622,10 @@ def test_command_line(clip, clip_dir, pictures, tmp_path, monkeypatch, capsys):
             main()
         return caught.value.code, capsys.readouterr()
 
+    code, out = run("--model", str(clip_dir), "--dry-run")
+    assert code == 1
+    assert "does not exist" in out.err
+    assert not (tmp_path / "x.db").exists()
     code, out = run("--model", str(clip_dir))
     assert code == 0
     assert out.out.startswith("5 added, 0 unchanged, 0 replaced, 0 moved, 0 removed, 0 failed")

@@ -89,9 +89,7 @@ def read_file(file: OpenFile) -> Fetched:
     """
     # A copy, because one that is open notes so in itself, and may be open in another thread.
     with copy.copy(file) as stream:
-        content = stream.read(MAX_BYTES + 1)
-    if not isinstance(content, bytes):
-        raise ImageLoadError("the fsspec file gives text; open it in mode 'rb'")
+        content = _read_up_to(stream, MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ImageLoadError(f"more than {MAX_BYTES} bytes, the most that is read of a picture")
     return Fetched(content, address(file))
@@ -106,16 +104,28 @@ def read_sidecar(file: OpenFile) -> str:
     sidecar = posixpath.splitext(file.path)[0] + ".txt"
     try:
         with file.fs.open(sidecar, "rb") as stream:
-            content: bytes = stream.read(_MAX_CAPTION_BYTES)
+            content = _read_up_to(stream, _MAX_CAPTION_BYTES + 1)
+        if len(content) > _MAX_CAPTION_BYTES:
+            raise ValueError(f"more than {_MAX_CAPTION_BYTES} bytes")
         text = content.decode("utf-8-sig")
         return text.replace("\r\n", "\n").replace("\r", "\n").strip()
     except FileNotFoundError:
         return ""
-    except (OSError, UnicodeDecodeError) as err:
+    except Exception as err:  # Whatever the libraries of file systems raise.
         name = posixpath.basename(sidecar)
         raise ImageLoadError(
             f"its caption {name} cannot be read ({err}); save it as UTF-8"
         ) from err
+
+
+def _read_up_to(stream: Any, most: int) -> bytes:
+    """Read a stream to its end, or that far: some give less at a time than they were asked for."""
+    content = bytearray()
+    while len(content) < most and (block := stream.read(most - len(content))):
+        if not isinstance(block, bytes):
+            raise ImageLoadError("the fsspec file gives text; open it in mode 'rb'")
+        content += block
+    return bytes(content)
 
 
 def _is_wanted(path: str, suffixes: Collection[str]) -> bool:

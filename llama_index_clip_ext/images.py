@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -12,16 +11,18 @@ from typing import Any, BinaryIO, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
+from PIL import Image, ImageColor, UnidentifiedImageError
 
 from .errors import ImageLoadError, ImageNotFoundError, printable
 from .limits import (
+    TIFF_STARTS,
     BoundedFile,
     check_memory,
     check_tiff,
     check_time,
     decoded_bytes,
     drop_notes,
+    orientation,
     start_decoding,
     without_warnings,
 )
@@ -274,7 +275,7 @@ def _opened(file: BoundedFile, formats: Sequence[str]) -> Iterator[Any]:
     if not file.size:
         raise ImageLoadError("the file is empty (0 bytes)")
     with without_warnings():
-        if file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        if file.read(4) in TIFF_STARTS:
             file.seek(0)
             check_tiff(file)
         try:
@@ -332,21 +333,26 @@ def _decode(
             start_decoding(image, bounded, size)
             image.load()
             drop_notes(image)
-            orientation = _orientation(image)
+            turn = orientation(image)
             picture = _to_rgb(image, background, factor)
             image.close()
-            return _turned(picture, orientation)
+            return _turned(picture, turn)
 
 
 def _from_pil(image: Image.Image, background: str, max_pixels: int) -> Image.Image:
     _check_pixels(image.width, image.height, max_pixels)
-    check_memory(_described(image), 4 * image.width * image.height)
-    with without_warnings():
+    decoding = 4 * image.width * image.height
+    if getattr(image, "tile", None):  # Opened, and not decoded yet.
+        check_time(image)
+        decoding = decoded_bytes(image, of_encoded=image.size) + _converted_bytes(image, 1)
+    check_memory(_described(image), decoding)
+    is_large = image.width * image.height > _LARGE_PIXELS
+    with without_warnings(), _LARGE_LOCK if is_large else nullcontext():
         image.load()
-        orientation = _orientation(image)
+        turn = orientation(image)
         picture = _to_rgb(image, background, 1)
-        if orientation in _UPRIGHT_BY:
-            return _turned(picture, orientation)
+        if turn in _UPRIGHT_BY:
+            return _turned(picture, turn)
         # The caller's stays the caller's.
         return picture.copy() if picture.im is image.im else picture
 
@@ -362,16 +368,8 @@ def _described(image: Image.Image) -> str:
     return f"{image.width}x{image.height} pixels ({image.format or 'in memory'}, {image.mode})"
 
 
-def _orientation(image: Image.Image) -> int:
-    """Return how a decoded picture is to be turned, by the number that EXIF gives it."""
-    try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except (SyntaxError, ValueError, KeyError, TypeError, OSError, struct.error):
-        return 1  # The EXIF data are damaged, the pixels are whole.
-
-
-def _turned(picture: Image.Image, orientation: int) -> Image.Image:
-    method = _UPRIGHT_BY.get(orientation)
+def _turned(picture: Image.Image, turn: int) -> Image.Image:
+    method = _UPRIGHT_BY.get(turn)
     if method is None:
         return picture
     check_memory(_described(picture), 8 * picture.width * picture.height)

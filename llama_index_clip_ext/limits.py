@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from .errors import ImageLoadError
 
@@ -38,6 +38,12 @@ _BLOCK = 65536
 # Of each, Pillow makes a Python object: rows, tiles, colours. By far the most have a few thousand.
 _MAX_TIFF_NUMBERS = 250_000
 _IFD_POINTERS = (34665, 34853, 40965)
+# As Pillow has it; some are invalid, and opened all the same. The last two are BigTIFF's.
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")
+_BIG_TIFF = ord("+")
+# What the segments of a JPEG begin with that Pillow takes apart.
+_EXIF = b"Exif\0\0"
+_MPF = b"MPF\0"
 _BYTE_TYPES = (1, 2, 6, 7)
 
 # A progressive JPEG may go over all its pixels in every scan. Usual are 10 scans.
@@ -76,7 +82,7 @@ class BoundedFile:
         file.seek(0)
         self.n_reads = 0
         self.n_notes = 0
-        self.n_exif = 0
+        self.exif = b""
         self.n_scans = 0
         self.most_scans: int | None = None
         self.most_at_once = _MAX_WHOLE
@@ -107,15 +113,22 @@ class BoundedFile:
     def _count_notes(self, data: bytes) -> None:
         # Pillow reads notes in blocks of this size; what is read whole is counted as what it is.
         self.n_notes += len(data) if len(data) <= _MAX_NOTE else 0
-        self.n_exif += len(data) if data.startswith(b"Exif\0\0") else 0
-        if self.n_notes > _MAX_NOTES or self.n_exif > _MAX_NOTE:
+        if data.startswith(_EXIF):
+            self.exif += data.removeprefix(_EXIF)
+        if self.n_notes > _MAX_NOTES or len(self.exif) > _MAX_NOTE:
             raise ImageLoadError(
                 f"what it holds beside its pixels takes more than {_MAX_NOTES // 10**6} MB, or its "
                 f"EXIF data more than {_MAX_NOTE // 10**6} MB; save a copy without them"
             )
+        # Before Pillow takes them apart, while it opens the picture.
+        if data.startswith(_EXIF):
+            check_tags(self.exif)
+        elif data.startswith(_MPF):
+            check_tags(data.removeprefix(_MPF))
 
     def _count_scans(self, data: bytes) -> None:
-        self.n_scans += data.count(b"\xff\xda")
+        # With the last byte before: a marker may lie across two blocks.
+        self.n_scans += (self.last[-1:] + data).count(b"\xff\xda")
         if self.n_scans > (self.most_scans or 0):
             raise ImageLoadError(
                 f"a JPEG of more than {self.most_scans} scans, usual are 10; save it anew"
@@ -137,36 +150,80 @@ def check_tiff(file: BoundedFile) -> None:
     """Refuse a TIFF whose header holds more numbers than a picture has rows, tiles and colours.
 
     Raises:
-        ImageLoadError: If it does.
+        ImageLoadError: If it does, or its texts and the like are more than is kept.
     """
     start = file.read(16)
-    order = {b"II": "<", b"MM": ">"}.get(start[:2])
-    version = struct.unpack(f"{order}H", start[2:4])[0] if order and len(start) == 16 else 0
-    if version not in (42, 43):
-        return  # No TIFF, which Pillow finds out, too.
-    is_big = version == 43
+    if not start.startswith(TIFF_STARTS):
+        return  # Which Pillow finds out, too.
+    # As one or the other: on who begins so, decoders do not agree.
+    for is_big in {start[2] == _BIG_TIFF, _BIG_TIFF in start[2:4]}:
+        n_numbers, n_bytes = _count_tags(file, start, is_big)
+        if n_numbers > _MAX_TIFF_NUMBERS or n_bytes > _MAX_NOTES:
+            raise ImageLoadError(
+                f"its header holds {n_numbers} numbers and {n_bytes} bytes, at most "
+                f"{_MAX_TIFF_NUMBERS} and {_MAX_NOTES} are read; save it anew, a TIFF in larger "
+                "strips or tiles"
+            )
+    file.seek(0)
+
+
+def check_tags(block: bytes) -> None:
+    """Refuse EXIF or MPF data, which are a TIFF's header, as a TIFF is.
+
+    The same bytes may be the value of each of thousands of tags, and are copied for each.
+
+    Raises:
+        ImageLoadError: If a TIFF would be.
+    """
+    while block.startswith(_EXIF):
+        block = block.removeprefix(_EXIF)
+    if block:
+        check_tiff(BoundedFile(io.BytesIO(block)))
+
+
+def orientation(image: Image.Image) -> int:
+    """Return how a picture is to be turned, by the number that EXIF gives it."""
+    try:
+        for block in _exif_of(image):
+            check_tags(block)
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (SyntaxError, ValueError, KeyError, TypeError, OSError, struct.error):
+        return 1  # The EXIF data are damaged, or a bomb; the pixels are whole.
+
+
+def _exif_of(image: Image.Image) -> Iterator[bytes]:
+    """Yield what `Image.getexif` takes apart, but for a TIFF's own header."""
+    if exif := image.info.get("exif"):
+        yield exif
+    # As ImageMagick writes it into a PNG: three lines, and digits.
+    elif profile := image.info.get("Raw profile type exif"):
+        yield bytes.fromhex("".join(profile.split("\n")[3:]))
+
+
+def _count_tags(file: BoundedFile, start: bytes, is_big: bool) -> tuple[int, int]:
+    """Return how many numbers the tags of a TIFF are, and how many bytes of text and the like."""
+    order = "<" if start.startswith(b"II") else ">"
     address, count = ("Q", "Q") if is_big else ("L", "H")
     entry = np.dtype([("tag", f"{order}u2"), ("type", f"{order}u2")] + [
         (name, f"{order}u{8 if is_big else 4}") for name in ("count", "value")
     ])  # fmt: skip
-    waiting = [struct.unpack(f"{order}{address}", start[8:16] if is_big else start[4:8])[0]]
-    n_numbers = 0
+    first = start[8:16] if is_big else start[4:8]
+    waiting = list(struct.unpack(f"{order}{address}", first)) if len(start) == 16 else []
+    n_numbers = n_bytes = 0
     for _ in range(1 + len(_IFD_POINTERS)):
-        if not waiting or waiting[0] >= file.size:
+        if not waiting or waiting[0] + struct.calcsize(f"{order}{count}") > file.size:
             break
         file.seek(waiting.pop(0))
         n_entries = struct.unpack(f"{order}{count}", file.read(struct.calcsize(f"{order}{count}")))
         table = file.read(min(n_entries[0], 65536) * entry.itemsize)
         entries: Any = np.frombuffer(table, entry, count=len(table) // entry.itemsize)
-        numbers = entries["count"][~np.isin(entries["type"], _BYTE_TYPES)]
-        n_numbers += len(entries) + int(np.minimum(numbers, file.size).sum())
+        # Damaged ones are read to the end at most.
+        is_bytes = np.isin(entries["type"], _BYTE_TYPES)
+        counts = np.minimum(entries["count"], np.where(is_bytes, file.size, file.size // 2))
+        n_numbers += len(entries) + int(counts[~is_bytes].sum())
+        n_bytes += int(counts[is_bytes].sum())
         waiting += entries["value"][np.isin(entries["tag"], _IFD_POINTERS)].tolist()
-    if n_numbers > _MAX_TIFF_NUMBERS:
-        raise ImageLoadError(
-            f"its header holds {n_numbers} numbers, at most {_MAX_TIFF_NUMBERS} are read; save it "
-            "anew, in larger strips or tiles"
-        )
-    file.seek(0)
+    return n_numbers, n_bytes
 
 
 def drop_notes(image: Image.Image) -> int:
@@ -296,10 +353,11 @@ def _png_text_memory() -> int:
 def _coefficients(image: Any, size: tuple[int, int]) -> int:
     """Return what the coefficients of a JPEG take that is not decoded row by row.
 
-    Pillow was left at the first scan's header, whose first byte says how many layers are in it.
+    Pillow was left at the first scan's header, whose first byte says how many layers are in it:
+    all, for who opened it himself.
     """
     last = getattr(image.fp, "last", b"")
-    in_scan = last[0] if last else 0
+    in_scan = last[0] if last else image.layers
     if not image.info.get("progressive") and in_scan >= image.layers:
         return 0
     samples = [across * down for _, across, down, _ in image.layer]
@@ -326,7 +384,9 @@ def _tiff_buffers(image: Any, own: int, size: int) -> int:
     if image.info.get("compression") == "raw":
         # One strip is read in blocks, several each whole.
         return turned + (2 * part if len(image.tile) > 1 else 0)
-    return turned + part + size
+    # liblzma's dictionary may be as large as what comes out.
+    dictionary = part if image.info.get("compression") == "lzma" else 0
+    return turned + part + size + dictionary
 
 
 def _too_much(what: str, n_bytes: int, most: int) -> str:

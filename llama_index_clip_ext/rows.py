@@ -100,7 +100,7 @@ def node_hash(node: BaseNode) -> str:
     """Return the SHA-256 of all that a row is made of: image content, caption and metadata."""
     node = without_notes(node)
     metadata = {key: value for key, value in node.metadata.items() if key not in VOLATILE_METADATA}
-    content = [node_text(node), metadata, node.ref_doc_id, _image_address(node)]
+    content = [node_text(node), metadata, node.ref_doc_id, image_address(node)]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -205,7 +205,8 @@ def _name(node: BaseNode) -> str:
     return f"node {node.node_id!r}"
 
 
-def _image_address(node: BaseNode) -> list[str]:
+def image_address(node: BaseNode) -> list[str]:
+    """Return the path and the URL of a node's image, each empty if it has none."""
     names = ("image_path", "image_url") if isinstance(node, ImageNode) else ("path", "url")
     holder = node if isinstance(node, ImageNode) else getattr(node, "image_resource", None)
     return [str(getattr(holder, name, None) or "") for name in names]

@@ -9,7 +9,6 @@ import io
 import os
 import re
 import stat
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -22,6 +21,7 @@ from PIL import Image
 
 from .errors import ImageLoadError, ImageNotFoundError, printable
 from .filesystems import address, is_file, read_file
+from .limits import orientation
 from .urls import AllowUrls, Fetched, describe_url
 
 # An fsspec file, too, and a node: anything with ``image_resource``, or with ``image``,
@@ -51,7 +51,6 @@ _KINDS_OF_FILE = {
 # twice must not be worked on by two threads. A lock for each object, as good as.
 _IN_PLACE_LOCKS = [threading.RLock() for _ in range(64)]
 
-_EXIF_ORIENTATION = 0x0112
 _DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w.-]+=[\w.-]+)*(?P<base64>;base64)?,", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{32,}={0,2}\s*")
@@ -89,11 +88,8 @@ def _digestible(raw: Image.Image | NDArray[Any]) -> bytes:
     if isinstance(raw, np.ndarray):
         return f"{raw.dtype}{raw.shape}".encode() + raw.tobytes()
     content = raw.tobytes()
-    try:
-        orientation = raw.getexif().get(_EXIF_ORIENTATION, 1)
-    except (SyntaxError, ValueError, KeyError, TypeError, struct.error):
-        orientation = 1  # Damaged EXIF data turn nothing.
-    header = [raw.mode, raw.size, orientation, raw.getpalette(), raw.info.get("transparency")]
+    facts = [raw.mode, raw.size, orientation(raw), raw.getpalette()]
+    header = [*facts, raw.info.get("transparency")]
     return repr(header).encode() + content
 
 
@@ -140,7 +136,10 @@ def open_file(path: Path) -> BinaryIO:
     """
     # Asked before, because opening a device may set it going, and after, because it may have been
     # replaced meanwhile; a pipe that takes its place does not keep us waiting.
-    _check_regular(os.stat(path))
+    found = os.stat(path)
+    if stat.S_ISDIR(found.st_mode):
+        os.scandir(path).close()  # One that cannot be listed is passed for a file, to say why.
+    _check_regular(found)
 
     def without_waiting(name: str, flags: int) -> int:
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
@@ -396,5 +395,9 @@ def _node_address(node: Any) -> ImageSource | None:
         return resource.path or (str(resource.url) if resource.url else None)
     if file := getattr(node, "image_file", None):
         return file
-    path = getattr(node, "image_path", None)
-    return Path(path).expanduser() if path else getattr(node, "image_url", None)
+    if path := getattr(node, "image_path", None):
+        return Path(path).expanduser()
+    url = getattr(node, "image_url", None)
+    # Never a path: a list of URLs from somebody else reads no file of ours.
+    is_elsewhere = not url or is_url(url) or _DATA_URI.match(url)
+    return url if is_elsewhere else f"file://{url}"

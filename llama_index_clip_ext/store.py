@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -34,8 +35,17 @@ from .filters import filter_expression
 from .full_text import FullText, check_analyzer, check_support
 from .metrics import IndexRecall, index_recall
 from .models import EmbeddingSpace, ScoreStatistics
+from .nodes import make_id, path_name
 from .passport import Passport
-from .rows import OUTPUT_FIELDS, Field, Modality, metadata_fields, node_to_row, row_to_node
+from .rows import (
+    OUTPUT_FIELDS,
+    Field,
+    Modality,
+    image_address,
+    metadata_fields,
+    node_to_row,
+    row_to_node,
+)
 from .search import Scope, query_vector, search, search_many
 from .vectors import Rows, l2_normalize
 
@@ -447,7 +457,16 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         ]
         names = ("file_path", "file_size", "last_modified_date", "content_hash", "node_hash")
         rows = self._select(None, MetadataFilters(filters=bounds), [*names, "text"])
-        return [StoredFile._make(row[name] for name in ("id", *names, "text")) for row in rows]
+        files = [StoredFile._make(row[name] for name in ("id", *names, "text")) for row in rows]
+        # Others than ingesting makes may be of another file than they name.
+        by_hand = [file.id for file in files if file.id != make_id(path_name(Path(file.path)))]
+        others = {
+            str(row["id"])
+            for ids in _chunks(by_hand, _MAX_IDS)
+            for row in self._select(ids, None, [*OUTPUT_FIELDS, "file_path"])
+            if not _is_of(row_to_node(row), row["file_path"])
+        }
+        return [file for file in files if file.id not in others]
 
     def sample_nodes(self, modality: Modality, size: int, *, seed: int = 0) -> list[BaseNode]:
         """Return a random sample of the nodes of one modality, with their embeddings.
@@ -845,3 +864,11 @@ def _check_ids(node_ids: Sequence[str] | None) -> None:
 def _chunks(ids: list[str], size: int) -> Iterator[list[str]]:
     for start in range(0, len(ids), size):
         yield ids[start : start + size]
+
+
+def _is_of(node: BaseNode, file_path: str) -> bool:
+    """Whether a node's image is the file that its metadata name: it may be a part of it."""
+    path, url = image_address(node)
+    if not path:
+        return not url
+    return os.path.realpath(os.path.expanduser(path)) == os.path.realpath(file_path)

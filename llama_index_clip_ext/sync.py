@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import stat
 import threading
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -13,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
+from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 from huggingface_hub import cached_assets_path
@@ -103,7 +105,8 @@ def sync_images(
     ``recursive``) are left alone. Interrupted at any moment, the same call goes on.
 
     Args:
-        folder: The folder. Links to files are followed, those to folders are not.
+        folder: The folder. Links to files are followed, and an image goes by where they lead, so
+            that it stays when its link is removed; links to folders are not followed.
         embed_model: The model that the store was made for.
         vector_store: The store, as `create_vector_store` returns it.
         delete: Remove the rows of files that are gone. Not one is removed if the folder is missing,
@@ -250,7 +253,6 @@ class _Sync(Ingest):
         for index, file in enumerate(files):
             self.first.setdefault(os.path.realpath(file), index)
         stored = self.vector_store.get_files(root)
-        self.n_stored = len(stored)
         named = filter(is_unicode, self.first)  # Others cannot be stored.
         path_of = {make_id(path_name(Path(path))): path for path in named}
         # A file has one row; where there is another by hand, the one that ingesting makes counts;
@@ -263,7 +265,7 @@ class _Sync(Ingest):
         }
         # Ids that a file has, and writes its row by, whosever that was.
         self.taken = {
-            node_id
+            node_id: path
             for node_id, path in path_of.items()
             if path not in self.rows or self.rows[path].id == node_id
         }
@@ -393,9 +395,11 @@ class _Sync(Ingest):
 
     def settle_missing(self, *, delete: bool) -> None:
         """Count the rows whose files are gone, and remove those that are to be."""
+        failed = {os.path.realpath(self.files[index]) for index in self.failures}
+        written = {node_id for node_id, path in self.taken.items() if path not in failed}
         # Looked for again: a drive may have come back, or have gone since.
         gone = [
-            row for row in self.missing.values() if _is_gone(row.path) and row.id not in self.taken
+            row for row in self.missing.values() if _is_gone(row.path) and row.id not in written
         ]
         if delete and gone:
             self.check_not_empty()
@@ -416,10 +420,10 @@ class _Sync(Ingest):
         Raises:
             SyncError: If the folder holds no image, though the collection does of it.
         """
-        if self.n_stored and not any(map(os.path.isfile, self.files)):
+        if self.missing and not any(map(os.path.isfile, self.files)):
             raise SyncError(
-                f"{self.root} holds no images, and the collection {self.n_stored} of it: none was "
-                "removed. Is it the right folder, and its drive there? If it is really empty, "
+                f"{self.root} holds no images, and the collection {len(self.missing)} of it: none "
+                "was removed. Is it the right folder, and its drive there? If it is really empty, "
                 "remove its rows by vector_store.delete_nodes"
             )
 
@@ -443,14 +447,17 @@ def _content(node: BaseNode) -> str:
 
 
 def _is_gone(path: str) -> bool:
-    """Whether a file is known not to be there; not so if that cannot be told."""
+    """Whether a file is known not to be there; not so if that cannot be told.
+
+    A link in its place is another name of what it leads to, which has its own row.
+    """
     try:
-        os.lstat(path)
+        mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return True
     except OSError:
         return False
-    return False
+    return stat.S_ISDIR(mode) or (stat.S_ISLNK(mode) and os.path.isfile(path))
 
 
 def _listed(
@@ -475,7 +482,7 @@ def _listed(
 @contextmanager
 def _only_one(vector_store: CLIPMilvusVectorStore) -> Iterator[None]:
     """Keep a second sync of a collection from running meanwhile, in whatever process."""
-    name = f"{vector_store.uri}\n{vector_store.db_name}\n{vector_store.collection_name}"
+    name = "\n".join([_place(vector_store), vector_store.db_name, vector_store.collection_name])
     try:
         folder = cached_assets_path("llama_index_clip_ext", "sync", "locks")
         path = folder / hashlib.sha256(name.encode()).hexdigest()
@@ -498,6 +505,12 @@ def _only_one(vector_store: CLIPMilvusVectorStore) -> Iterator[None]:
         yield
     finally:
         lock.release()  # As the system does when a process is killed.
+
+
+def _place(vector_store: CLIPMilvusVectorStore) -> str:
+    """Return where a store is, the same however a server's address is spelled."""
+    url = urlsplit(vector_store.uri)
+    return f"{url.hostname}:{url.port or 19530}" if url.hostname else vector_store.uri
 
 
 @contextmanager

@@ -600,6 +600,40 @@ def test_a_bomb_in_an_fsspec_file_is_read_no_further(memory, monkeypatch):
         load_image(fsspec.open("memory://bucket/bomb.png.gz", compression="infer"))
 
 
+def test_a_file_that_comes_in_pieces_is_read_whole(memory, monkeypatch):
+    """As over HTTP: a stream gives what is there, which may be less than it was asked for."""
+    read = io.BytesIO.read
+    pieces = type("Pieces", (io.BytesIO,), {"read": lambda self, size=-1: read(self, min(size, 7))})
+    memory.pipe("/bucket/b.txt", b"a blue picture, and a long text")
+    monkeypatch.setattr(
+        type(memory), "_open", lambda self, path, *args, **kwargs: pieces(self.cat_file(path))
+    )
+    (node,) = load_image_nodes("bucket/b.png", fs=memory)
+    assert node.metadata["content_hash"] == hashlib.sha256(BLUE).hexdigest()
+    assert node.text == "a blue picture, and a long text"
+
+
+def test_an_error_of_a_file_system_at_a_caption_is_one_failure(clip, store, memory):
+    class ForbiddenError(Exception):
+        """As libraries of file systems have their own."""
+
+    class Forbidding(MemoryFileSystem):
+        def open(self, path, *args, **kwargs):
+            if path.endswith("/b.txt"):
+                raise ForbiddenError("403")
+            return super().open(path, *args, **kwargs)
+
+    report = ingest_images("bucket", embed_model=clip, vector_store=store, fs=Forbidding())
+    assert report.added == 1
+    assert "caption b.txt cannot be read (403)" in report.failed[0].reason
+
+
+def test_a_caption_that_is_no_caption_is_read_no_further(memory):
+    memory.pipe("/bucket/b.txt", b"a" * (2**20 + 1))
+    with pytest.raises(ImageLoadError, match="more than 1048576 bytes"):
+        load_image_nodes("bucket/b.png", fs=memory)
+
+
 @pytest.mark.parametrize("url", ["s3://bucket/a.png", "memory://bucket/b.png", "gs://b/c.png"])
 def test_a_string_is_no_consent(memory, url):
     with pytest.raises(ImageLoadError, match=r"pass fsspec.open\(url\)") as caught:

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from llama_index.core.schema import ImageDocument, TextNode
+from llama_index.core.schema import ImageDocument, ImageNode, TextNode
 from PIL import Image
 
 from llama_index_clip_ext import (
@@ -26,6 +28,7 @@ from llama_index_clip_ext import (
 )
 from llama_index_clip_ext import ingest as ingest_module
 from llama_index_clip_ext import nodes as nodes_module
+from llama_index_clip_ext import sync as sync_module
 from llama_index_clip_ext.cli import main
 from llama_index_clip_ext.sources import describe_source
 
@@ -675,6 +678,92 @@ def test_a_link_to_a_file_elsewhere_is_embedded_once(sync, pictures, tmp_path):
     sync(pictures, added=5, embeds=["black.png", "blue.png", "green.png", "red.png", "white.png"])
     sync(pictures, dry_run=True, unchanged=5)
     sync(pictures, unchanged=5)
+
+
+def test_a_link_in_the_place_of_a_file_is_not_that_file(sync, store, pictures):
+    sync(pictures, added=5, embeds=[file.name for file in pictures.iterdir()])
+    (pictures / "red.png").unlink()
+    (pictures / "red.png").symlink_to("blue.png")
+    sync(pictures, unchanged=5, missing=1)
+    sync(pictures, delete=True, unchanged=5, removed=1)
+    assert "red.png" not in {name for name, _ in stored(store).values()}
+
+
+def test_a_file_that_was_moved_away_and_linked_keeps_its_vector(sync, store, pictures, tmp_path):
+    sync(pictures, added=5, embeds=[file.name for file in pictures.iterdir()])
+    (pictures / "red.png").rename(tmp_path / "red.png")
+    (pictures / "red.png").symlink_to(tmp_path / "red.png")
+    sync(pictures, delete=True, unchanged=4, moved=1)
+    sync(pictures, delete=True, unchanged=5)
+    assert store.count() == 5
+
+
+def test_a_link_that_leads_nowhere_now_is_not_a_deleted_file(sync, store, pictures, tmp_path):
+    sync(pictures, added=5, embeds=[file.name for file in pictures.iterdir()])
+    (pictures / "red.png").unlink()
+    (pictures / "red.png").symlink_to(tmp_path / "drive" / "red.png")
+    sync(pictures, delete=True, unchanged=4, failed=1)
+    assert store.count() == 5
+
+
+def test_a_folder_in_the_place_of_a_file_is_not_that_file(sync, pictures):
+    sync(pictures, added=5, embeds=[file.name for file in pictures.iterdir()])
+    (pictures / "red.png").unlink()
+    (pictures / "red.png").mkdir()
+    sync(pictures, delete=True, unchanged=4, removed=1)
+
+
+def test_a_row_of_a_part_of_a_file_is_left_alone(sync, clip, store, pictures, tmp_path):
+    """It names the file, and is not the file's."""
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "crop.png")
+    facts = {"file_path": str(pictures / "red.png"), "crop": "1,2,3,4"}
+    crop = ImageNode(id_="crop", image_path=str(tmp_path / "crop.png"), metadata=facts)
+    ingest_images([crop], embed_model=clip, vector_store=store)
+    sync(pictures, added=5, embeds=[file.name for file in pictures.iterdir()])
+    (pictures / "red.png").unlink()
+    sync(pictures, delete=True, unchanged=4, removed=1)
+    (kept,) = store.get_nodes(["crop"])
+    assert (kept.image_path, kept.metadata["crop"]) == (crop.image_path, "1,2,3,4")
+
+
+def test_files_of_subfolders_that_are_not_looked_into_are_not_gone(sync, store, pictures):
+    sync(pictures.parent, added=5, embeds=[file.name for file in pictures.iterdir()])
+    sync(pictures.parent, recursive=False, delete=True)
+    assert store.count() == 5
+
+
+def test_a_row_is_removed_though_the_file_that_would_replace_it_is_bad(sync, store, tmp_path):
+    """A name in another spelling of its accents would take over the row."""
+    folder = tmp_path / "accents"
+    folder.mkdir()
+    Image.new("RGB", (9, 9), "red").save(folder / "\xe9.png")
+    Image.new("RGB", (9, 9), "blue").save(folder / "b.png")
+    if (folder / "e\u0301.png").exists():
+        pytest.skip("this file system takes both spellings for one")
+    sync(folder, added=2, embeds=["\xe9.png", "b.png"])
+    (folder / "\xe9.png").unlink()
+    (folder / "e\u0301.png").write_bytes(b"broken")
+    sync(folder, delete=True, unchanged=1, failed=1, removed=1, embeds=["e\u0301.png"])
+    assert store.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "other", "is_same"),
+    [
+        ("http://h:19530", "http://H:19530/", True),
+        ("http://h:19530", "http://h", True),
+        ("http://h:19530", "http://h:19531", False),
+        ("http://h:19530", "http://g:19530", False),
+    ],
+)
+def test_a_server_is_known_by_other_spellings_of_its_address(address, other, is_same):
+    stores = [
+        SimpleNamespace(uri=uri, db_name="", collection_name="spelled") for uri in (address, other)
+    ]
+    with sync_module._only_one(stores[0]):
+        refused = pytest.raises(SyncRunningError) if is_same else nullcontext()
+        with refused, sync_module._only_one(stores[1]):
+            pass
 
 
 def test_a_second_name_of_a_bad_file_fails_with_it(sync, pictures):

@@ -6,6 +6,7 @@ Made from real photographs and drawn pictures, the same ones in every run.
 from __future__ import annotations
 
 import io
+import lzma
 import os
 import random
 import socket
@@ -56,6 +57,20 @@ def with_segments(jpeg: bytes, *segments: bytes) -> bytes:
     return jpeg[:2] + b"".join(segments) + jpeg[2:]
 
 
+def across_blocks(scan: bytes, start: int, times: int, block: int = 65536) -> bytes:
+    """Repeat a JPEG's scan so that each of its markers lies across two blocks that are read."""
+    marker = scan.index(b"\xff\xda") + 1
+    filled, at = [], start
+    for _ in range(times):
+        left = block - (at + marker) % block
+        # Two comments, of four bytes at least, because one is at most a block.
+        n_bytes = (left if left >= 8 else left + block) - 8
+        comments = segment(0xFE, bytes(n_bytes // 2)) + segment(0xFE, bytes(-(-n_bytes // 2)))
+        filled.append(comments + scan)
+        at += len(filled[-1])
+    return b"".join(filled)
+
+
 def ifd(entries: list[tuple[int, int, int, int]], following: int = 0) -> bytes:
     """A directory of TIFF: tag, type, count, and value or address."""
     body = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
@@ -79,6 +94,13 @@ def tiff(width: int, height: int, *more: tuple[int, int, int, int], strip=b"", *
     start = b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip
     listed = [(tag, *rest) for tag, rest in entries.items()]
     return start + ifd(listed, tags.get("following", 0)) + tags.get("data", b"")
+
+
+def in_segments(marker: int, block: bytes) -> list[bytes]:
+    """Cut EXIF data that are longer than a segment of a JPEG."""
+    content = block[6:]
+    parts = (content[at : at + 65_000] for at in range(0, len(content), 65_000))
+    return [segment(marker, b"Exif\0\0" + part) for part in parts]
 
 
 def exif(*entries: tuple[int, int, int, int], following: int = 0, data: bytes = b"") -> bytes:
@@ -228,6 +250,11 @@ def bombs() -> dict[str, Callable[[Path], object]]:
     plain = encoded(drawing("RGB"), "JPEG")
     deflated = zlib.compress(bytes(64 * MB), 1)
     text = zlib.compress(b"a" * (2**20 - 10) + "\U0001f600".encode(), 9)
+    # Unpacked with a dictionary as large as what comes out.
+    packer = lzma.LZMACompressor(
+        lzma.FORMAT_XZ, filters=[{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 29}]
+    )
+    packed = b"".join(packer.compress(bytes(3 * 7900)) for _ in range(7900)) + packer.flush()
     # A scan with the table before it.
     scan = jpeg.rindex(b"\xff\xc4")
     after_scan = len(jpeg) - 2
@@ -269,6 +296,8 @@ def bombs() -> dict[str, Callable[[Path], object]]:
         "frames.gif": encoded(drawing("P"), "GIF")[:-1] * 2000,
         "65535x65535.jpg": plain.replace(struct.pack(">HH", 60, 90), b"\xff\xff\xff\xff", 1),
         "scans.jpg": jpeg[:scan] + (jpeg[scan:after_scan]) * 3000 + b"\xff\xd9",
+        "scans-across-blocks.jpg": jpeg[:scan] + across_blocks(jpeg[scan:after_scan], scan, 400)
+        + b"\xff\xd9",
         "junk.jpg": plain[:20] + bytes(8 * MB) + plain[20:],
         "long-exif.jpg": with_segments(plain, *[segment(0xE1, exif() + bytes(60_000))] * 500),
         "many-segments.jpg": with_segments(plain, *[segment(0xE5, bytes(65_000))] * 900),
@@ -283,6 +312,28 @@ def bombs() -> dict[str, Callable[[Path], object]]:
         "huge-orientation.jpg": with_segments(
             plain, segment(0xE1, exif((0x0112, 5, 8000, 26), data=b"\1\0\0\0" * 16_000))
         ),
+        # Each of thousands of tags has all of the others' bytes for its value.
+        "exif-again.jpg": with_segments(
+            plain, segment(0xE1, exif(*[(n, 7, 64_000, 0) for n in range(1000, 6400)]))
+        ),
+        "long-exif-again.jpg": with_segments(
+            plain, *in_segments(0xE1, exif(*[(n, 7, 720_000, 0) for n in range(1000, 61_000)]))
+        ),
+        "exif-again.png": png(
+            9, 9, chunk(b"eXIf", exif(*[(n, 7, 720_000, 0) for n in range(1000, 61_000)])[6:])
+        ),
+        "exif-again.webp": encoded(
+            drawing("RGB"), "WEBP", exif=exif(*[(n, 7, 720_000, 0) for n in range(1000, 61_000)])
+        ),
+        "raw-exif-again.png": png(
+            9, 9, chunk(b"tEXt", b"Raw profile type exif\0\nexif\n1\n" + exif(
+                *[(n, 7, 480_000, 0) for n in range(1000, 41_000)]
+            ).hex().encode()),
+        ),
+        "mpf-again.jpg": with_segments(
+            plain,
+            segment(0xE2, b"MPF\0" + exif(*[(n, 3, 32_000, 0) for n in range(1000, 6400)])[6:]),
+        ),
         "looping.tif": tiff(9, 9, strip=bytes(81), following=89),
         "rationals.tif": tiff(9, 9, (282, 5, 3 * MB, 200), strip=bytes(81), data=bytes(24 * MB)),
         "rationals-in-exif.tif": tiff(
@@ -291,6 +342,13 @@ def bombs() -> dict[str, Callable[[Path], object]]:
         ),
         "many-bits.tif": tiff(9, 9, (258, 3, 12 * MB, 200), strip=bytes(81), data=bytes(24 * MB)),
         "many-tags.tif": tiff(9, 9, *[(n, 3, 1, n) for n in range(400, 60_000)], strip=bytes(81)),
+        # Begin as Pillow takes them, and nobody else.
+        "odd-start.tif": b"II\0*" + tiff(9, 9, (700, 3, 15 * MB, 300), data=b"\1\2" * 15 * MB)[4:],
+        "odd-big-start.tif": b"MM\0+" + struct.pack(">IHHHII", 8, 1, 700, 3, 15 * MB, 30)
+        + bytes(4) + b"\1\2" * 15 * MB,
+        "dictionary.tif": tiff(
+            7900, 7900, (262, 3, 1, 2), (277, 3, 1, 3), strip=packed, compression=34925
+        ),
         "wide.png": png(100_000_000, 1),
         "wide-grey.tif": tiff(60_000_000, 1, strip=bytes(60 * MB)),
         "wide.bmp": b"BM" + struct.pack("<IHHIIIIHH", 0, 0, 0, 54, 40, 20 * MB, 1, 1, 24)

@@ -38,7 +38,9 @@ SOME_BOMBS = (
     "looping-exif.jpg", "huge-orientation.jpg", "looping.tif", "rationals.tif", "huge-tile.tif",
     "holes-lzw.tif", "strips-far-apart.tif", "holes.webp", "13000x13000.webp", "long-rows.bmp",
     "holes-in-a-chunk.png", "too-large.jpg", "wide.bmp",
-    "strips-again.tif",
+    "strips-again.tif", "exif-again.jpg", "long-exif-again.jpg", "exif-again.png",
+    "exif-again.webp", "raw-exif-again.png", "mpf-again.jpg", "odd-start.tif",
+    "odd-big-start.tif", "dictionary.tif", "scans-across-blocks.jpg",
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -120,7 +120,7 @@ def index(
 
     paths = [path for one in folder for path in list_images(one, recursive=recursive)]
     if not paths:
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        suffixes = _listed(IMAGE_SUFFIXES)
         raise FileNotFoundError(f"no images in {' '.join(folder)} (looked for {suffixes})")
     if model is None and not overwrite:
         model = _model_of(uri, token, collection)
@@ -191,9 +191,11 @@ def sync(
     Example: clip-ext sync ./photos --delete --uri ./photos.db
     """
     from .collection import passport_of
+    from .nodes import IMAGE_SUFFIXES
     from .store import create_vector_store
-    from .sync import sync_images
+    from .sync import resolve_folder, sync_images
 
+    resolve_folder(folder)  # Before a collection is made.
     with ExitStack() as stack:
         if dry_run:  # No collection is made by it.
             stack.enter_context(passport_of(uri, token, collection))
@@ -213,10 +215,12 @@ def sync(
             report_path=report,
             batch_size=batch_size,
             recursive=recursive,
-            show_progress=True,
+            show_progress=sys.stderr.isatty(),
         )
     _print_report(result, as_json)
-    if result.failed and len(result.failed) == result.total:
+    if not result.total:
+        raise FileNotFoundError(f"no images in {folder} (looked for {_listed(IMAGE_SUFFIXES)})")
+    if len(result.failed) == result.total:
         raise typer.Exit(1)
 
 
@@ -479,6 +483,8 @@ def demo(
         _print_hits(search_result.hits, as_json=False)
     print(f"\n{result.correct} of {len(result.searches)} searches found the right picture first.")
     print(f"Contact sheet: {result.contact_sheet}")
+    database = output / "demo.db"
+    print(f'To go on: clip-ext search "a red heart" --uri {database} --collection demo_clip')
     if result.correct < len(result.searches):
         raise typer.Exit(1)
 
@@ -521,6 +527,10 @@ def _opened(
             embed_model, uri=uri, token=token, collection_name=collection
         ) as vector_store:
             yield embed_model, vector_store
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(sorted(words))
 
 
 def _progress() -> Any:

@@ -91,7 +91,8 @@ def _opened(
             if not connection.call("has_collection", collection_name):
                 raise StoreError(
                     f"no collection {collection_name!r} in {connection.address}; there are: "
-                    f"{', '.join(sorted(connection.call('list_collections'))) or 'none'}"
+                    f"{', '.join(sorted(connection.call('list_collections'))) or 'none'} "
+                    "(collection_name=, --collection)"
                 )
             properties = connection.call("describe_collection", collection_name)["properties"]
         yield connection, Passport.from_properties(properties, collection_name)

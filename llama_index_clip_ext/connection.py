@@ -273,12 +273,32 @@ def split_credentials(uri: str) -> tuple[str, str]:
 
     Returns:
         The address without it, which may be shown; and what Milvus takes for a token.
+
+    Raises:
+        ValueError: If what follows is no address.
     """
     if "://" not in uri and uri.endswith(".db"):
         return uri, ""  # A path, where @ is a character like others.
     scheme, separator, rest = uri.rpartition("://") if "://" not in uri else uri.partition("://")
     credentials, _, place = rest.rpartition("@")
-    return f"{scheme}{separator}{place}", credentials
+    address = f"{scheme}{separator}{place}"
+    if separator:
+        _check_address(address)
+    return address, credentials
+
+
+def _check_address(address: str) -> None:
+    # What is said of it leaves out what may be a secret.
+    shown, has_more, _ = address.replace("#", "?").partition("?")
+    if has_more:
+        raise ValueError(
+            f"uri is {shown} and a query or fragment, which Milvus takes none of; pass a token as "
+            "token="
+        )
+    try:
+        _ = urlparse(address).port
+    except ValueError as err:
+        raise ValueError(f"uri is {address!r}: {err}") from err
 
 
 def is_passing(err: BaseException | None) -> bool:

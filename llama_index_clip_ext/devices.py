@@ -73,6 +73,9 @@ def default_batch_size(device: str, config: Any, itemsize: int) -> int:
         device: As `resolve_device` returns it.
         config: The image tower's, as transformers reads it.
         itemsize: Bytes of a number.
+
+    Raises:
+        ModelLoadError: If there is no such CUDA device.
     """
     import torch
 
@@ -82,7 +85,11 @@ def default_batch_size(device: str, config: Any, itemsize: int) -> int:
     size = getattr(config, "image_size", None)
     tokens = 1 + (int(size) // int(config.patch_size)) ** 2 if size else int(config.num_patches)
     per_image = tokens * int(config.intermediate_size) * itemsize * _LIVE_BUFFERS
-    free, _ = torch.cuda.mem_get_info(device)
+    try:
+        free, _ = torch.cuda.mem_get_info(device)
+    except (AssertionError, RuntimeError) as err:
+        said = str(err).splitlines()[0]
+        raise ModelLoadError(f"cannot use device {device!r}: {said}; device='cpu' works") from err
     fitting = max(1, int(free * _MEMORY_SHARE) // per_image)
     return min(_MOST_CUDA_BATCH, 1 << (fitting.bit_length() - 1))
 

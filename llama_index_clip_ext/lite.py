@@ -274,7 +274,8 @@ def _open_error(path: str) -> StoreError:
     holder = f"process {pid}" if pid else "another process"
     return StoreLockedError(
         f"{path} is held by {holder}: an embedded Milvus file serves one process at a time. Close "
-        "the store there (store.close(), or end the notebook's kernel), or use a Milvus server",
+        "the store there (store.close()), end that process or its notebook's kernel, or use a "
+        "Milvus server",
         path=path,
         pid=pid,
     )

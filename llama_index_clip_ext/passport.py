@@ -101,7 +101,8 @@ class Passport:
             made = f"full_text={self.full_text!r}" if self.full_text else "no full text"
             raise StoreError(
                 f"collection {collection!r} was made with {made}, full_text={wanted!r} is wanted; "
-                "use another collection_name, or index again with overwrite=True"
+                "use another collection_name (--collection), or index again with overwrite=True "
+                "(--overwrite)"
             )
 
     def check(self, space: EmbeddingSpace, collection: str) -> None:
@@ -116,8 +117,8 @@ class Passport:
             EmbeddingSpaceMismatchError: If the weights or the preprocessing differ.
         """
         ways_out = (
-            f"open it with {self.space.model!r}, use another collection_name, or overwrite=True to "
-            "drop it and start afresh"
+            f"open it with {self.space.model!r}, use another collection_name (--collection), or "
+            "overwrite=True (index --overwrite) to drop it and start afresh"
         )
         if self.space.dim != space.dim:
             raise DimensionMismatchError(

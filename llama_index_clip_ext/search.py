@@ -143,7 +143,7 @@ def _by_words(scope: Scope, text: str, limit: int) -> list[Hit]:
         raise ValueError(
             f"collection {scope.collection_name!r} has no full text: make another one with "
             "create_vector_store(..., full_text='english'), or this one anew with overwrite=True, "
-            "and index again"
+            "and index again (clip-ext index --full-text english --overwrite)"
         )
     words = searchable(text)
     if not words:

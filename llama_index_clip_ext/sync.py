@@ -9,7 +9,7 @@ import os
 import stat
 import threading
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,12 @@ from tqdm.auto import tqdm
 
 from .dual_encoder import DualEncoderEmbedding
 from .errors import ImageLoadError, IngestInterrupted, SyncError, SyncRunningError
+from .images import read_header
 from .ingest import Drawn, Ingest, IngestReport, Read, Status, refusal_of
 from .interruption import stop_on_interrupt
 from .lite import lock_holder
 from .nodes import (
+    IMAGE_SUFFIXES,
     Captions,
     file_caption,
     list_images,
@@ -76,8 +78,8 @@ class SyncReport(IngestReport):
         ]
         if self.missing:
             lines.append(
-                f"  {self.missing} are gone from the folder and still found; delete=True "
-                "(--delete) removes them"
+                f"  gone from the folder, and still found: {self.missing}; delete=True (--delete) "
+                "removes them"
             )
         return "\n".join(lines)
 
@@ -110,13 +112,14 @@ def sync_images(
         embed_model: The model that the store was made for.
         vector_store: The store, as `create_vector_store` returns it.
         delete: Remove the rows of files that are gone. Not one is removed if the folder is missing,
-            cannot be read, or holds no image.
+            cannot be read, or holds no image that can be used.
         dry_run: Only report what would be done. What has changed is read, nothing is embedded or
-            written, so that a picture that cannot be decoded does not show yet.
+            written, so that a picture that is damaged behind its header does not show yet.
         checksum: Read every file, for changes that leave size and time as they were.
         report_path: Where to write a line of JSON per image as it is settled: ``status`` (``ok``
             for one that was added, ``unchanged``, ``replaced``, ``moved``, ``removed``, ``missing``
-            or ``failed``), ``path``, and where there is one, ``reason`` or ``moved_from``.
+            or ``failed``), ``path``, and where there is one, ``reason`` or ``moved_from``; of a dry
+            run, ``dry_run``, too. What was there is replaced.
         batch_size: As in `ingest_images`.
         captions: As in `load_image_nodes`. A text that has appeared beside a picture, or is another
             one, replaces the caption; one that is gone, or an unchanged picture without one, leaves
@@ -129,7 +132,7 @@ def sync_images(
 
     Raises:
         SyncError: If there is no such folder, it cannot be read, or with ``delete`` it holds no
-            image although the collection does.
+            image although the collection does; or if the report cannot be written.
         SyncRunningError: If another sync of the collection runs on this computer.
         IngestInterrupted: If Ctrl-C was pressed; see `ingest_images`.
         EmbeddingSpaceMismatchError: If the store holds vectors of another model.
@@ -204,11 +207,12 @@ def _sync(
     stop: threading.Event,
 ) -> SyncReport:
     check_pair(embed_model, vector_store)
-    root, files = _listed(folder, recursive, embed_model.image_formats)
+    root = resolve_folder(folder)
+    files = list(list_images(root, recursive=recursive, image_formats=embed_model.image_formats))
     with (
         nullcontext() if dry_run else _only_one(vector_store),
         _lines(report_path) as lines,
-        tqdm(desc="Syncing images", unit="img", disable=not show_progress) as bar,
+        tqdm(desc="Syncing images", total=len(files), unit="img", disable=not show_progress) as bar,
     ):
         report = SyncReport(dry_run=dry_run)
         sync = _Sync(
@@ -221,10 +225,9 @@ def _sync(
             stop=stop,
             report=report,
         )
-        bar.reset(len(files))
         sync.compare(root, files, checksum=checksum, lines=lines)
         if delete:
-            sync.check_not_empty()
+            sync.check_not_empty(any(map(os.path.isfile, files)))
         sync.run(files)
         sync.settle_aliases()
         if stop.is_set():
@@ -341,7 +344,8 @@ class _Sync(Ingest):
         if source and status == "moved":
             self.moved_from[read.index] = source.path
         if self.report.dry_run:
-            self._note(status, read.index, read.source)
+            reason = "" if source else self._header_fault(node)
+            self._note("failed" if reason else status, read.index, read.source, reason)
         elif source is None or old is None or _content(old) != _content(node):
             self.moved_from.pop(read.index, None)  # It was written over or deleted meanwhile.
             return super()._draw(read, node)
@@ -356,6 +360,17 @@ class _Sync(Ingest):
             if len(self.embedded) >= self.batch_size:
                 self._write()
         return None
+
+    def _header_fault(self, node: BaseNode) -> str:
+        """Say why a file is no picture, if its header tells."""
+        if "width" in node.metadata:
+            return ""
+        file, formats = Path(node.metadata["file_path"]), self.embed_model.image_formats
+        try:
+            read_header(file, image_formats=formats)
+        except ImageLoadError as err:
+            return err.reason
+        return ""
 
     def _status(self, node: BaseNode, source: StoredFile | None) -> Status:
         if source is None:
@@ -389,20 +404,23 @@ class _Sync(Ingest):
 
     def _line(self, status: str, path: str, **more: str) -> None:
         if self.lines:
-            line = {"status": "ok" if status == "added" else status, "path": path}
+            line: dict[str, Any] = {"status": "ok" if status == "added" else status, "path": path}
             line |= {key: value for key, value in more.items() if value}
+            line |= {"dry_run": True} if self.report.dry_run else {}
             print(json.dumps(line, ensure_ascii=False), file=self.lines, flush=True)
 
     def settle_missing(self, *, delete: bool) -> None:
         """Count the rows whose files are gone, and remove those that are to be."""
         failed = {os.path.realpath(self.files[index]) for index in self.failures}
         written = {node_id for node_id, path in self.taken.items() if path not in failed}
-        # Looked for again: a drive may have come back, or have gone since.
+        # Looked for again: a drive may have come back.
         gone = [
             row for row in self.missing.values() if _is_gone(row.path) and row.id not in written
         ]
         if delete and gone:
-            self.check_not_empty()
+            # Or have gone since; and a file may be called an image, and be none.
+            n_usable = self.report.total - len(self.report.failed)
+            self.check_not_empty(n_usable > 0 and any(map(os.path.isfile, self.files)))
         for rows in batched(gone, _BATCH):
             if self.stop.is_set():
                 break
@@ -414,17 +432,18 @@ class _Sync(Ingest):
                 self._line("removed" if delete else "missing", row.path)
         self._tell()
 
-    def check_not_empty(self) -> None:
+    def check_not_empty(self, holds_images: bool) -> None:
         """Refuse to take a drive that is not there for one whose images were all deleted.
 
         Raises:
             SyncError: If the folder holds no image, though the collection does of it.
         """
-        if self.missing and not any(map(os.path.isfile, self.files)):
+        if self.missing and not holds_images:
             raise SyncError(
-                f"{self.root} holds no images, and the collection {len(self.missing)} of it: none "
-                "was removed. Is it the right folder, and its drive there? If it is really empty, "
-                "remove its rows by vector_store.delete_nodes"
+                f"{self.root} holds no image that can be used, and the collection has "
+                f"{len(self.missing)} whose files are gone: none was removed. Is it the right "
+                "folder, and its drive there? If it is really empty, remove its rows by "
+                "vector_store.delete_nodes(filters=...) on their file_path"
             )
 
 
@@ -460,15 +479,22 @@ def _is_gone(path: str) -> bool:
     return stat.S_ISDIR(mode) or (stat.S_ISLNK(mode) and os.path.isfile(path))
 
 
-def _listed(
-    folder: str | os.PathLike[str], recursive: bool, image_formats: Collection[str]
-) -> tuple[Path, list[Path]]:
-    """Return the folder as its rows name it, and its images."""
+def resolve_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return a folder as its rows name it.
+
+    Raises:
+        SyncError: If there is no such folder, or it cannot be read.
+    """
     if not os.fspath(folder):
         raise SyncError("the folder is an empty string; for this one, say '.'")
     try:
         root = Path(folder).expanduser().resolve(strict=True)
         os.scandir(root).close()
+    except NotADirectoryError as err:
+        raise SyncError(
+            f"{os.fspath(folder)} is no folder; for files and patterns: ingest_images (clip-ext "
+            "index)"
+        ) from err
     except (OSError, RuntimeError, ValueError) as err:
         raise SyncError(
             f"{os.fspath(folder)} is no folder that can be read ({error_detail(err)}); nothing was "
@@ -476,7 +502,7 @@ def _listed(
         ) from err
     if not is_unicode(str(root)):
         raise SyncError(f"{describe_source(root)}: its name is no Unicode text; rename it")
-    return root, list(list_images(root, recursive=recursive, image_formats=image_formats))
+    return root
 
 
 @contextmanager
@@ -491,6 +517,7 @@ def _only_one(vector_store: CLIPMilvusVectorStore) -> Iterator[None]:
     except Timeout as err:
         pid = lock_holder(path)
         holder = f"process {pid}" if pid else "another process"
+        holder = "this process, in another thread" if pid == os.getpid() else holder
         raise SyncRunningError(
             f"{vector_store!r} is being synced by {holder}; nothing was changed. Wait for it, or "
             "end it",
@@ -519,5 +546,14 @@ def _lines(path: str | os.PathLike[str] | None) -> Iterator[TextIO | None]:
     if path is None:
         yield None
         return
-    with open(path, "w", encoding="utf-8", errors="backslashreplace") as lines:
+    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
+        raise SyncError(f"the report would be written over {os.fspath(path)}, a picture's name")
+    try:
+        lines = open(path, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    except OSError as err:
+        raise SyncError(
+            f"cannot write the report {os.fspath(path)!r} ({error_detail(err)}); nothing was "
+            "changed"
+        ) from err
+    with lines:
         yield lines

@@ -366,6 +366,16 @@ def test_the_fused_activation_is_the_activation(clip_dir, tmp_path, colours, hid
     np.testing.assert_allclose(rows, expected, atol=1e-5)
 
 
+def test_no_cuda_device_is_said(monkeypatch):
+    def refuse(device):
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", refuse)
+    tower = SimpleNamespace(image_size=224, patch_size=32, intermediate_size=3072)
+    with pytest.raises(ModelLoadError, match="cannot use device 'cuda': Torch not compiled"):
+        devices.default_batch_size("cuda", tower, itemsize=2)
+
+
 @pytest.mark.parametrize(
     ("free", "expected"), [(64 * 2**30, 256), (2**30, 128), (2**24, 2), (2**10, 1)]
 )

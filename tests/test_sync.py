@@ -241,7 +241,7 @@ def test_what_is_gone_is_kept_unless_asked(sync, store, pictures):
     sync(pictures, added=5, embeds=[file.name for file in pictures.iterdir()])
     (pictures / "red.png").unlink()
     report = sync(pictures, unchanged=4, missing=1)
-    assert "1 are gone" in str(report)
+    assert "still found: 1; delete=True" in str(report)
     assert store.count() == 5
 
 
@@ -258,6 +258,35 @@ def test_nothing_is_removed_for_a_folder_that_is_not_there(sync, clip, store, pi
         sync_images(folder, embed_model=clip, vector_store=store, delete=True)
     assert str(folder) in str(caught.value)
     assert store.count() == 5
+
+
+def test_nothing_is_removed_for_what_is_an_image_by_its_name(sync, store, pictures):
+    sync(pictures, added=5, embeds=[file.name for file in pictures.iterdir()])
+    for file in pictures.iterdir():
+        file.unlink()
+    (pictures / "placeholder.png").write_text("no picture")
+    for options in ({}, {"dry_run": True}):
+        with pytest.raises(SyncError, match="none was removed"):
+            sync(pictures, delete=True, **options)
+    assert store.count() == 5
+    Image.linear_gradient("L").save(pictures / "new.png")
+    sync(pictures, delete=True, added=1, failed=1, removed=5, embeds=["new.png", "placeholder.png"])
+
+
+@pytest.mark.parametrize(
+    ("report", "said"),
+    [
+        ("red.png", "a picture's name"),
+        ("lost/report.jsonl", "No such file"),
+        (".", "Is a directory"),
+    ],
+)
+def test_a_report_that_cannot_be_written_is_said_first(clip, store, pictures, report, said):
+    with pytest.raises(SyncError, match=said):
+        sync_images(pictures, embed_model=clip, vector_store=store, report_path=pictures / report)
+    assert store.count() == 0
+    with Image.open(pictures / "red.png") as image:
+        assert image.size == (40, 30)
 
 
 def test_nothing_is_removed_of_a_folder_that_cannot_be_read(
@@ -402,7 +431,7 @@ def test_a_move_that_was_cut_short_is_finished(sync, clip, store, pictures, monk
 
 def test_a_second_sync_says_so_and_stops(clip, store, pictures):
     def caption(path):
-        with pytest.raises(SyncRunningError, match=f"process {os.getpid()}") as caught:
+        with pytest.raises(SyncRunningError, match="this process") as caught:
             sync_images(pictures, embed_model=clip, vector_store=store)
         refused.append(caught.value.pid)
 
@@ -589,7 +618,8 @@ def test_ctrl_c_twice_stops_at_once(clip, store, pictures):
     def caption(path):
         while len(pressed) < 2:
             pressed.append(path)
-            signal.raise_signal(signal.SIGINT)  # Handled by the main thread, which waits for us.
+            # To the process, as a terminal sends it: the main thread waits, and wakes up.
+            os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.2)
 
     with pytest.raises(KeyboardInterrupt) as caught:
@@ -617,9 +647,9 @@ def test_a_program_s_own_handler_is_left_alone(clip, store, pictures):
 def test_command_line(clip, clip_dir, pictures, tmp_path, monkeypatch, capsys):
     uri = str(tmp_path / "x.db")
 
-    def run(*arguments):
+    def run(*arguments, folder=pictures):
         monkeypatch.setattr(
-            sys, "argv", ["clip-ext", "sync", str(pictures), "--uri", uri, *arguments]
+            sys, "argv", ["clip-ext", "sync", str(folder), "--uri", uri, *arguments]
         )
         with pytest.raises(SystemExit) as caught:
             main()
@@ -628,6 +658,12 @@ def test_command_line(clip, clip_dir, pictures, tmp_path, monkeypatch, capsys):
     code, out = run("--model", str(clip_dir), "--dry-run")
     assert code == 1
     assert "does not exist" in out.err
+    assert not (tmp_path / "x.db").exists()
+    # Nor by what is refused.
+    for folder, said in ((tmp_path / "lost", "no folder that"), (pictures / "red.png", "index")):
+        code, out = run("--model", str(clip_dir), folder=folder)
+        assert code == 1
+        assert said in out.err
     assert not (tmp_path / "x.db").exists()
     code, out = run("--model", str(clip_dir))
     assert code == 0
@@ -641,6 +677,10 @@ def test_command_line(clip, clip_dir, pictures, tmp_path, monkeypatch, capsys):
     assert "1 removed" in out.out
     lines = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
     assert len(lines) == 5
+    (tmp_path / "empty").mkdir()
+    code, out = run(folder=tmp_path / "empty")
+    assert code == 1
+    assert "no images in" in out.err
     shutil.rmtree(pictures)
     code, out = run("--delete")
     assert code == 1

@@ -217,8 +217,16 @@ def check(
             if partition not in existing:
                 connection.call("create_partition", name, partition)
         return passport
+    types = {field["name"]: field["type"] for field in description["fields"]}
+    expected = {"id": DataType.VARCHAR, "embedding": DataType.FLOAT_VECTOR}
+    if {key: types.get(key) for key in expected} != expected:
+        raise StoreError(
+            f"collection {name!r} was not made by this package, and has no primary key 'id' of "
+            "type VARCHAR, or no FLOAT_VECTOR 'embedding'; use another collection_name, or "
+            "overwrite=True"
+        )
     vectors = [field for field in description["fields"] if field["name"] == "embedding"]
-    dim = int(vectors[0]["params"]["dim"]) if vectors else 0
+    dim = int(vectors[0]["params"]["dim"])
     if dim != space.dim:
         raise DimensionMismatchError(
             f"collection {name!r} holds {dim}-dim vectors in its field 'embedding', model "

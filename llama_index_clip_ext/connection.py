@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 # Seconds. A server that is killed and started again answers within that; nobody waits for more.
 DEFAULT_TIMEOUT = 30.0
+_LONGEST_TIMEOUT = 1e9  # More than that is none at all to gRPC.
 
 _FIRST_WAIT = 0.1  # Between two tries; doubled each time, and as much again by chance.
 _LONGEST_WAIT = 2.0
@@ -97,8 +98,11 @@ class Connection:
             StoreLockedError: If another process holds the embedded file.
             StoreError: If the database cannot be opened for another reason.
         """
-        if not timeout > 0:
-            raise ValueError(f"timeout is {timeout!r}, expected seconds, more than 0")
+        if not isinstance(timeout, (int, float)) or not 0 < timeout <= _LONGEST_TIMEOUT:
+            raise ValueError(
+                f"timeout is {timeout!r}, expected seconds, more than 0 and at most "
+                f"{_LONGEST_TIMEOUT:g}"
+            )
         address, credentials = split_credentials(os.fspath(uri))
         token = token or credentials
         self.timeout = timeout
@@ -117,7 +121,7 @@ class Connection:
         _warn_if_exposed(address, has_token=bool(token))
         try:
             self._client = self._tried(
-                "connecting", lambda left: _server_client(address, token, db_name, left)
+                "connecting", lambda left: _server_client(address, token, db_name, left())
             )
         except MilvusException as err:
             raise StoreError(
@@ -168,19 +172,26 @@ class Connection:
         """
         if self.is_lite:
             with self.lock, _quietly():
-                return getattr(self.client, method)(*args, **kwargs)
+                result = getattr(self.client, method)(*args, **kwargs)
+                if method == "drop_collection" and isinstance(self._lock, lite.FileLock):
+                    self._lock.dropped[args[0]] += 1
+                return result
 
-        def attempt(left: float) -> Any:
+        def attempt(left: Callable[[], float]) -> Any:
             try:
-                return getattr(self.client, method)(*args, timeout=left, **kwargs)
+                return getattr(self.client, method)(*args, timeout=left(), **kwargs)
             except MilvusException as err:
                 if err.code in _NOT_LOADED and args:
                     # What a server that was started again may have forgotten.
-                    self.client.load_collection(args[0], timeout=left, _async=True)
+                    self.client.load_collection(args[0], timeout=left(), _async=True)
                 raise
 
         doing = f"{method} of collection {args[0]!r}" if args else method
         return self._tried(doing, attempt)
+
+    def n_drops(self, collection_name: str) -> int:
+        """Return how often stores of an embedded file have dropped a collection; 0 of a server."""
+        return self._lock.dropped[collection_name] if isinstance(self._lock, lite.FileLock) else 0
 
     def load(self, collection_name: str) -> None:
         """Have a collection loaded; wait as long as a server says that it is at it."""
@@ -199,11 +210,13 @@ class Connection:
             if self._is_closed:
                 return
             self._is_closed = True
-        with suppress(StoreError), self.lock:
-            pass  # After the call that another thread may be in; or its file has failed.
-        self._client.close()
-        if self.is_lite:
-            lite.disconnect(self.address)
+        try:
+            with suppress(StoreError), self.lock:
+                pass  # After the call that another thread may be in; or its file has failed.
+        finally:  # Also after Ctrl-C: nobody closes it again.
+            self._client.close()
+            if self.is_lite:
+                lite.disconnect(self.address)
 
     def _check_process(self) -> None:
         # First of all: in a forked child, a thread that is not there may hold the lock.
@@ -213,12 +226,12 @@ class Connection:
                 f"in this one, {os.getpid()}, which was forked; call create_vector_store here"
             )
 
-    def _tried(self, doing: str, attempt: Callable[[float], T]) -> T:
+    def _tried(self, doing: str, attempt: Callable[[Callable[[], float]], T]) -> T:
         """Try until it succeeds, fails for good, or the time is up.
 
         Args:
             doing: What is tried, for the error.
-            attempt: Takes the seconds that are left.
+            attempt: Takes what tells the seconds that are left.
         """
         started = time.monotonic()
 
@@ -234,7 +247,7 @@ class Connection:
         )
         try:
             with _quietly():
-                result = retrying(lambda: attempt(left()))
+                result = retrying(lambda: attempt(left))
         except Exception as err:
             if not is_passing(err):
                 if isinstance(err, grpc.RpcError):  # Which has no message of its own.
@@ -272,23 +285,29 @@ def split_credentials(uri: str) -> tuple[str, str]:
     """Take ``user:password@`` out of an address.
 
     Returns:
-        The address without it, which may be shown; and what Milvus takes for a token.
+        The address without it, which may be shown; and what Milvus takes for a token, as it is.
 
     Raises:
-        ValueError: If what follows is no address.
+        ValueError: If it is no address of a server, nor a path.
     """
-    if "://" not in uri and uri.endswith(".db"):
+    if not isinstance(uri, str):
+        raise TypeError(f"uri is a {type(uri).__name__}, expected a path or an address")
+    if lite.is_lite(uri) and "://" not in uri and uri.rstrip("/").endswith(".db"):
         return uri, ""  # A path, where @ is a character like others.
     scheme, separator, rest = uri.rpartition("://") if "://" not in uri else uri.partition("://")
     credentials, _, place = rest.rpartition("@")
     address = f"{scheme}{separator}{place}"
-    if separator:
-        _check_address(address)
+    if not lite.is_lite(uri):
+        _check_address(address, separator)
     return address, credentials
 
 
-def _check_address(address: str) -> None:
-    # What is said of it leaves out what may be a secret.
+def _check_address(address: str, separator: str) -> None:
+    """Refuse what is no server's address; what of it may be a secret is not said."""
+    if address.lower().startswith("unix:"):
+        return
+    if not separator:
+        raise ValueError("uri starts as a server's address, and lacks the // of http://HOST:PORT")
     shown, has_more, _ = address.replace("#", "?").partition("?")
     if has_more:
         raise ValueError(
@@ -296,9 +315,17 @@ def _check_address(address: str) -> None:
             "token="
         )
     try:
-        _ = urlparse(address).port
+        url = urlparse(address)
+        is_place = bool(url.hostname) and url.port != 0
     except ValueError as err:
         raise ValueError(f"uri is {address!r}: {err}") from err
+    if not is_place:
+        raise ValueError(f"uri is {address!r}, expected http://HOST:PORT")
+    if address.rstrip("/").endswith(".db"):
+        raise ValueError(
+            f"uri is {address!r}: a server's address does not end in .db, by which pymilvus knows "
+            "embedded files; a database on it is db_name="
+        )
 
 
 def is_passing(err: BaseException | None) -> bool:

@@ -71,7 +71,13 @@ def filter_expression(
         FilterError: If an operator, a key or a value has no exact equivalent, or groups nest too
             deep.
     """
-    return _group(filters, fields, engine, 1) if filters else ""
+    if filters is None:
+        return ""
+    if not isinstance(filters, MetadataFilters):
+        raise FilterError(
+            f"filters is a {type(filters).__name__}, expected MetadataFilters(filters=[...])"
+        )
+    return _group(filters, fields, engine, 1)
 
 
 def _group(group: MetadataFilters, fields: Mapping[str, Field], engine: Engine, depth: int) -> str:

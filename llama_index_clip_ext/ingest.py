@@ -319,6 +319,7 @@ class Ingest:
         report: IngestReport,
     ) -> None:
         check_pair(embed_model, vector_store)
+        vector_store.reload_passport()
         self.embed_model = embed_model
         self.vector_store = vector_store
         self.batch_size = batch_size

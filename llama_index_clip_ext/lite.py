@@ -8,16 +8,19 @@ import re
 import shutil
 import sys
 import threading
+from collections import Counter
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlparse
 
 import numpy as np
+from pymilvus import MilvusClient
+from pymilvus.exceptions import MilvusException
 
 from .errors import StoreError, StoreLockedError
+from .interruption import put_back, put_off
 
 # Milvus Lite writes to its log first, and later makes files of it that are larger: with their index
 # up to 1.9 times for rows, and 2.3 times for deletes, which it writes once for each partition.
@@ -28,25 +31,45 @@ _ROOM_FOR_A_WRITE = 64 * 2**20
 _ERRNO = re.compile(r"\[errno (\d{1,3})\]", re.IGNORECASE)
 _UNEXPECTED = 1
 
+# Seconds that calls which still run have to end when a file is closed.
+_LAST_CALLS = 2.0
+
 
 class FileLock:
-    """The lock of one embedded file, which also ends its use once writing to the disk has failed.
+    """The lock of one embedded file, which also ends its use where going on would lose something.
 
     After a failure Milvus Lite drops from memory what it was to write, and at the next success
     deletes the log that has it; or it leaves half a record in the log, and never reads what it
     writes behind it. Closed at once, it keeps its log, and the next opening reads that.
+
+    Where the file was deleted, or replaced by another, it would write into that one.
+
+    Ctrl-C waits until the lock is free again: gRPC, which runs Milvus Lite here, may hang if it is
+    struck, and a lock that is struck while it is taken may never be free. A second one strikes.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.failure = ""
+        self.dropped: Counter[str] = Counter()
+        self._identity = _identity(path)
         self._lock = threading.RLock()
+        self._put_off: list[threading.Event | None] = []
 
     def __enter__(self) -> None:
-        self._lock.acquire()
-        if self.failure:
-            self._lock.release()
-            raise StoreError(self.failure)
+        stop = put_off(f"finishing with {self.path}; Ctrl-C again stops at once")
+        try:
+            self._lock.acquire()
+        except BaseException:
+            if stop:
+                put_back()
+            raise
+        self._put_off.append(stop)
+        try:
+            self._check()
+        except StoreError:
+            self._release()
+            raise
 
     def __exit__(
         self,
@@ -54,8 +77,6 @@ class FileLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        from pymilvus.exceptions import MilvusException
-
         try:
             if (
                 isinstance(error, MilvusException)
@@ -65,16 +86,69 @@ class FileLock:
                 self._fail(os.strerror(int(said[1])))
                 raise StoreError(self.failure) from error
         finally:
-            self._lock.release()
+            self._release()
 
-    def _fail(self, reason: str) -> None:
+    def _release(self) -> None:
+        stop = self._put_off.pop()
+        self._lock.release()
+        if stop:
+            put_back()
+            if stop.is_set():
+                raise KeyboardInterrupt
+
+    def _check(self) -> None:
+        if not self.failure and self.is_replaced():
+            if _identity(self.path) is None:
+                raise StoreError(f"{self.path} is gone: it was moved or deleted while it was open")
+            self.give_up()
+        if self.failure:
+            raise StoreError(self.failure)
+
+    def is_replaced(self) -> bool:
+        """Whether the file is not the one that was opened, or is none."""
+        return _identity(self.path) != self._identity
+
+    def give_up(self) -> None:
+        """Leave a file that was replaced as it is."""
         from milvus_lite.server_manager import server_manager_instance
 
+        self.failure = (
+            f"{self.path} was deleted or replaced while it was open, and is not used any more. "
+            "Close every store of it, and open it again"
+        )
+        # Not by release_server, which would close it, and thereby delete the log of the new one.
+        server, *_ = server_manager_instance._servers.pop(self.path, (None,))
+        if server:
+            server.stop(None)
+
+    def _fail(self, reason: str) -> None:
         self.failure = (
             f"{self.path} could not be written ({reason}) and was closed, so that nothing is lost "
             "that was stored. Free space on its disk, or make it writable, and open the store again"
         )
-        server_manager_instance.release_server(self.path)
+        _release_server(self.path)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Tell an embedded file from others that its path may have had, or may have."""
+    try:
+        state = os.stat(os.path.join(path, "LOCK"))
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino
+
+
+def _release_server(path: str) -> None:
+    """Stop a file's server, once what it is at is done, and unlock the file."""
+    module: Any = sys.modules.get("milvus_lite.server_manager")
+    if module is None:  # Nothing was opened.
+        return
+    manager = module.server_manager_instance
+    server, *_ = manager._servers.get(path, (None,))
+    if server:
+        # release_server does not wait, so that the file would be written to after it is unlocked.
+        server.stop(_LAST_CALLS).wait(_LAST_CALLS)
+    manager.release_server(path)
 
 
 # Milvus Lite loses rows when threads are first to touch a collection together, and counts wrong
@@ -83,10 +157,12 @@ _LOCKS: dict[str, FileLock] = {}
 _USERS: dict[str, int] = {}
 _REGISTRY_LOCK = threading.Lock()
 
+_SERVERS = re.compile(r"(https?|tcp|unix):", re.IGNORECASE)
+
 
 def is_lite(uri: str) -> bool:
     """Whether an address means an embedded file rather than a server."""
-    return urlparse(uri).scheme.lower() not in ("http", "https", "tcp", "unix")
+    return not _SERVERS.match(uri)
 
 
 def lite_path(uri: str, *, make: bool = True) -> str:
@@ -99,7 +175,10 @@ def lite_path(uri: str, *, make: bool = True) -> str:
     Raises:
         StoreError: If Milvus Lite could not keep its data there.
     """
-    path = Path(os.path.realpath(Path(uri).expanduser()))
+    try:
+        path = Path(os.path.realpath(Path(uri).expanduser()))
+    except (RuntimeError, ValueError) as err:
+        raise StoreError(f"uri {uri!r} is no path: {err}") from err
     if path.suffix != ".db" or "://" in uri:
         raise StoreError(
             f"uri {uri!r}: an embedded Milvus file ends in .db (such as ./photos.db); a "
@@ -126,44 +205,49 @@ def connect(path: str) -> tuple[Any, FileLock]:
         StoreLockedError: If another process holds the file.
         StoreError: If it cannot be opened for another reason, which the message names.
     """
-    from pymilvus import MilvusClient
-    from pymilvus.exceptions import MilvusException
-
     with _REGISTRY_LOCK:
-        try:
-            # Its connection ends with it: shared ones are kept for ever, and each opening of a file
-            # has a port of its own.
-            client = MilvusClient(path, dedicated=True)
-        except MilvusException as err:
-            raise _open_error(path) from err
         lock = _LOCKS.get(path)
-        if lock is None or lock.failure:
-            _remove_cut_short_indexes(path)
-            lock = _LOCKS[path] = FileLock(path)
+        if lock and lock.is_replaced():
+            lock.give_up()
+        try:
+            client = _client(path)
+            if lock is None or lock.failure:
+                _remove_cut_short_indexes(path)
+                lock = _LOCKS[path] = FileLock(path)
+        except (MilvusException, OSError) as err:
+            error = _open_error(path, err)
+            if not _USERS.get(path):
+                _release_server(path)
+            raise error from err
         _USERS[path] = _USERS.get(path, 0) + 1
         return client, lock
 
 
+def _client(path: str) -> MilvusClient:
+    # Its connection ends with it: shared ones are kept for ever, and each opening of a file has a
+    # port of its own. And no proxy is asked to reach this process.
+    return MilvusClient(path, dedicated=True, grpc_options={"grpc.enable_http_proxy": 0})
+
+
 def disconnect(path: str) -> None:
     """Leave an embedded file; the last to leave lets other processes have it."""
-    from milvus_lite.server_manager import server_manager_instance
-
     with _REGISTRY_LOCK:
         _USERS[path] -= 1
         if _USERS[path] == 0:
-            del _LOCKS[path]
-            server_manager_instance.release_server(path)
+            lock = _LOCKS.pop(path)
+            if lock.is_replaced():
+                lock.give_up()
+            else:
+                _release_server(path)
 
 
 def check_room(path: str) -> None:
     """Refuse a write that Milvus Lite might not get into its files later, before it is asked.
 
     Raises:
-        StoreError: If the file is gone or read-only, or its disk too full; nothing is lost, and
-            the store may go on once that has changed.
+        StoreError: If the file is read-only, or its disk too full; nothing is lost, and the store
+            may go on once that has changed.
     """
-    if not os.path.exists(path):
-        raise StoreError(f"{path} is gone: it was moved or deleted while it was open")
     if not os.access(path, os.W_OK):
         raise StoreError(f"{path} has become read-only; make it writable, and write again")
     logs = sum(log.stat().st_size for log in Path(path).glob("collections/*/wal/*.arrow"))
@@ -245,7 +329,7 @@ if hasattr(os, "register_at_fork"):  # Not on Windows.
     os.register_at_fork(after_in_child=_leave_to_parent)
 
 
-def _open_error(path: str) -> StoreError:
+def _open_error(path: str, err: Exception) -> StoreError:
     """Find out why Milvus Lite did not open a file: its own message never says."""
     file = Path(path)
     if find_spec("milvus_lite") is None:
@@ -271,6 +355,8 @@ def _open_error(path: str) -> StoreError:
             "(milvus_lite) has the cause"
         )
     pid = lock_holder(lock)
+    if pid == os.getpid():
+        return StoreError(f"{path} was opened, and then could not be used: {err}")
     holder = f"process {pid}" if pid else "another process"
     return StoreLockedError(
         f"{path} is held by {holder}: an embedded Milvus file serves one process at a time. Close "

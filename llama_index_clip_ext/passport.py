@@ -84,7 +84,7 @@ class Passport:
             known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
             whole = json.dumps({**known, "space": content})
             return TypeAdapter(cls).validate_json(whole, strict=True)
-        except (TypeError, KeyError, ValueError) as err:
+        except (TypeError, KeyError, ValueError, RecursionError) as err:
             raise StoreError(
                 f"collection {collection!r}: its passport is damaged and does not say which model "
                 f"wrote it ({_reason(err)}). Restore the database, or index again with another "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping
 from contextlib import suppress
 from types import MappingProxyType
@@ -202,7 +203,7 @@ def metadata_fields() -> dict[str, Field]:
 
 
 def _name(node: BaseNode) -> str:
-    return f"node {node.node_id!r}"
+    return f"node {reprlib.repr(node.node_id)}"
 
 
 def image_address(node: BaseNode) -> list[str]:
@@ -217,7 +218,8 @@ def _check_metadata(key: str, value: Any, name: str) -> None:
     if key in _RESERVED_KEYS:
         raise ValueError(f"{name}: the store keeps the metadata key {key!r} for itself")
     try:
-        content = json.dumps({key: to_jsonable_python(value)}, ensure_ascii=False)
+        # NaN and infinity, which JSON does not have, would come back as nothing.
+        content = json.dumps({key: to_jsonable_python(value)}, ensure_ascii=False, allow_nan=False)
         content.encode()
         outside = [one for one in _integers(content) if not _INT64[0] <= one <= _INT64[1]]
     except UnicodeEncodeError as err:

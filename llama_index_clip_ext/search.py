@@ -209,7 +209,7 @@ def _by_both(scope: Scope, query: VectorStoreQuery) -> VectorStoreQueryResult:
     """Fuse hits by vector and by words, and write into each the scores that it came with."""
     check_alpha(query.alpha)
     alpha = 0.5 if query.alpha is None else query.alpha
-    wanted = depth = query.similarity_top_k
+    wanted = depth = _checked_top_k("similarity_top_k", query.similarity_top_k)
     if query.hybrid_top_k is None:
         depth = min(depth * _HYBRID_PREFETCH, _MAX_TOP_K)
     else:
@@ -280,9 +280,10 @@ def _most_diverse(
 
 
 def _checked_top_k(name: str, top_k: int) -> int:
-    if not 1 <= top_k <= _MAX_TOP_K:
-        raise ValueError(f"{name} is {top_k}, expected 1 to {_MAX_TOP_K}")
-    return top_k
+    is_whole = isinstance(top_k, (int, np.integer)) and not isinstance(top_k, bool)
+    if not is_whole or not 1 <= top_k <= _MAX_TOP_K:
+        raise ValueError(f"{name} is {top_k!r}, expected a whole number from 1 to {_MAX_TOP_K}")
+    return int(top_k)
 
 
 def _scored(hits: Sequence[Hit]) -> VectorStoreQueryResult:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -179,6 +179,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
     _engine: Engine = PrivateAttr(default=Engine.LITE)
     _is_partitioned: bool = PrivateAttr(default=True)
     _unflushed: int = PrivateAttr(default=0)
+    _n_drops: int = PrivateAttr(default=0)
 
     def __init__(
         self,
@@ -237,6 +238,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
                 partitions = connection.call("list_partitions", collection_name)
                 made = connection.call("describe_index", collection_name, "embedding") or {}
                 read_by = collection.engine(connection)
+                n_drops = connection.n_drops(collection_name)
         except BaseException:
             connection.close()
             raise
@@ -272,6 +274,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         if not passport:
             self._fields = collection.columns(description)
         self._engine = read_by
+        self._n_drops = n_drops
         self._is_partitioned = set(PARTITIONS.values()) <= set(partitions)
 
     @classmethod
@@ -319,6 +322,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
                 before is safe; of these nodes a part may be stored.
             MilvusException: If Milvus fails.
         """
+        nodes = _checked_nodes(nodes)
         rows = {node.node_id: node_to_row(node, self._dim) for node in nodes}
         with self._connection.lock:
             for modality, partition in PARTITIONS.items():
@@ -400,9 +404,9 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             FilterError: If a filter cannot be expressed.
             ValueError: If neither ids nor filters are given.
         """
-        _check_ids(node_ids)
         if node_ids is None and filters is None:
             raise ValueError("get_nodes needs node_ids or filters")
+        node_ids = None if node_ids is None else _checked_ids(node_ids)
         fields = [*self._output_fields, self.embedding_field]
         rows = self._select(node_ids, filters, fields)
         nodes = {str(row["id"]): row_to_node(row) for row in rows}
@@ -567,7 +571,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete the nodes of a document. A node without a source is its own document."""
-        self._delete(ids_expression(self.doc_id_field, [ref_doc_id]))
+        self._delete(ids_expression(self.doc_id_field, _checked_ids([ref_doc_id])))
 
     def delete_nodes(
         self,
@@ -581,10 +585,9 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             FilterError: If a filter cannot be expressed.
             ValueError: If neither ids nor filters are given: that would delete everything.
         """
-        _check_ids(node_ids)
         if node_ids is None and not self._expression(filters, None, None):
             raise ValueError("delete_nodes needs node_ids or filters; clear() deletes everything")
-        for ids in [None] if node_ids is None else _chunks(list(node_ids), _MAX_IDS):
+        for ids in [None] if node_ids is None else _chunks(_checked_ids(node_ids), _MAX_IDS):
             with _naming(filters):
                 self._delete(self._expression(filters, ids, None))
 
@@ -703,6 +706,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         return OUTPUT_FIELDS if self._passport else ["*"]
 
     def _scope(self, query: VectorStoreQuery, modality: Modality | None) -> Scope:
+        self._reload_if_dropped()
         # Where the disk is too full for it, the search is slower.
         if self._unflushed >= _MAX_UNFLUSHED and lite.has_room(self._connection.address):
             with self._connection.lock:
@@ -757,9 +761,9 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
     ) -> str:
         parts = [filter_expression(filters, self._fields, engine=self._engine)]
         if node_ids is not None:
-            parts.append(ids_expression("id", node_ids))
+            parts.append(ids_expression("id", _checked_ids(node_ids)))
         if doc_ids is not None:
-            parts.append(ids_expression(self.doc_id_field, doc_ids))
+            parts.append(ids_expression(self.doc_id_field, _checked_ids(doc_ids)))
         return joined("and", [part for part in parts if part], self._engine)
 
     def _write(self, batch: list[dict[str, Any]], partition: str) -> None:
@@ -790,7 +794,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         fields: list[str],
     ) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
-        for ids in [None] if node_ids is None else _chunks(list(node_ids), _MAX_IDS):
+        for ids in [None] if node_ids is None else _chunks(_checked_ids(node_ids), _MAX_IDS):
             expression = self._expression(filters, ids, None)
             with _naming(filters):
                 # Without an expression a server wants a limit.
@@ -809,7 +813,30 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             # Milvus 2.3 dates deletes at 0, so that a session does not wait for its own.
             self._call("query", filter='id == ""', consistency_level="Strong")
 
+    def reload_passport(self) -> None:
+        """Read again what the collection says of its vectors: it may have been made anew.
+
+        Of an embedded file this is done by itself, where another store of it has dropped it.
+
+        Raises:
+            DimensionMismatchError: If it was, for vectors of another dimension.
+            EmbeddingSpaceMismatchError: If it was, for another model's.
+        """
+        with self._connection.lock:
+            n_drops = self._connection.n_drops(self.collection_name)
+            description = self._connection.call("describe_collection", self.collection_name)
+            passport = Passport.from_properties(description["properties"], self.collection_name)
+            if self._passport and passport:
+                passport.check(self._passport.space, self.collection_name)
+                self._passport = passport
+            self._n_drops = n_drops
+
+    def _reload_if_dropped(self) -> None:
+        if self._connection.n_drops(self.collection_name) != self._n_drops:
+            self.reload_passport()
+
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        self._reload_if_dropped()
         if method == "query":
             # Else the server takes the level that the collection was made with.
             kwargs.setdefault("consistency_level", self.consistency_level)
@@ -856,9 +883,22 @@ def _naming(filters: MetadataFilters | None) -> Iterator[None]:
         raise
 
 
-def _check_ids(node_ids: Sequence[str] | None) -> None:
-    if isinstance(node_ids, str):
-        raise TypeError("node_ids is one str, expected a list of ids")
+def _checked_nodes(nodes: Iterable[BaseNode]) -> list[BaseNode]:
+    nodes = [nodes] if isinstance(nodes, BaseNode) else list(nodes)
+    for node in nodes:
+        if not isinstance(node, BaseNode):
+            raise TypeError(f"nodes holds a {type(node).__name__}, expected LlamaIndex nodes")
+    return nodes
+
+
+def _checked_ids(node_ids: Iterable[str]) -> list[str]:
+    if isinstance(node_ids, (str, bytes)):
+        raise TypeError(f"node_ids is one {type(node_ids).__name__}, expected a list of ids")
+    node_ids = list(node_ids)
+    for node_id in node_ids:
+        if not isinstance(node_id, str):
+            raise TypeError(f"node_ids holds {node_id!r}, expected str")
+    return node_ids
 
 
 def _chunks(ids: list[str], size: int) -> Iterator[list[str]]:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import time
 from contextlib import nullcontext
 from itertools import pairwise
@@ -216,7 +217,7 @@ def test_nothing_is_tried_again_on_an_embedded_file(store, monkeypatch):
     assert "timeout" not in calls[0]
 
 
-@pytest.mark.parametrize("timeout", [0, -1, math.nan])
+@pytest.mark.parametrize("timeout", [0, -1, math.nan, math.inf, None, "5"])
 def test_a_time_limit_is_more_than_nothing(timeout, tmp_path):
     with pytest.raises(ValueError, match="timeout is .*, expected seconds"):
         create_vector_store(MODEL, uri=tmp_path / "a.db", timeout=timeout)
@@ -249,10 +250,47 @@ def test_a_wrong_token_is_said_at_once(monkeypatch):
         ("u:p@milvus:19530", "milvus:19530", "u:p"),
         ("./photos.db", "./photos.db", ""),
         ("me@home/my:photos.db", "me@home/my:photos.db", ""),
+        ("me@home/photos.db/", "me@home/photos.db/", ""),
+        ("unix:/run/milvus.sock", "unix:/run/milvus.sock", ""),
     ],
 )
 def test_credentials_are_taken_out_of_an_address(uri, address, token):
     assert split_credentials(uri) == (address, token)
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("http:/root:s3cret@127.0.0.1/x.db", "lacks the // of"),
+        ("http://127.0.0.1:1?user=root&password=s3cret", "http://127.0.0.1:1 and a query"),
+        ("https://127.0.0.1:1#s3cret", "https://127.0.0.1:1 and a query or fragment"),
+        ("http://root:s3cret@127.0.0.1:1/x.db", "http://127.0.0.1:1/x.db': a server's address"),
+        ("tcp:s3cret.db", "lacks the //"),
+        ("http://root:s3cret@milvus:none", "'http://milvus:none': Port"),
+        ("http://root:s3cret@milvus:70000", "'http://milvus:70000': Port"),
+        ("http://root:s3cret@[::1", "Invalid IPv6"),
+        ("http://root:s3cret@", "expected http://HOST:PORT"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_and_no_secret_said(uri, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        create_vector_store(MODEL, uri=uri)
+    assert "s3cret" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("uri", [None, b"a.db", 5])
+def test_a_uri_is_text(uri):
+    with pytest.raises(TypeError, match=type(uri).__name__):
+        create_vector_store(MODEL, uri=uri)
+
+
+@pytest.mark.parametrize("uri", ["~nosuchuser/x.db", "a\0b.db"])
+def test_a_path_that_is_none_is_named(uri):
+    with pytest.raises(StoreError, match="is no path") as caught:
+        create_vector_store(MODEL, uri=uri)
+    assert repr(uri) in str(caught.value)
 
 
 @pytest.mark.parametrize("uri", ["grpc://root:s3cret@milvus", "root:s3cret@milvus:19530"])

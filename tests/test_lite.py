@@ -7,13 +7,28 @@ import gc
 import hashlib
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from by_hand import MODEL, X, ask, image
+from pymilvus import MilvusClient
 
-from llama_index_clip_ext import StoreError, create_vector_store, ingest_images
+from llama_index_clip_ext import (
+    EmbeddingSpaceMismatchError,
+    StoreError,
+    StoreLockedError,
+    create_vector_store,
+    ingest_images,
+)
+from llama_index_clip_ext.lite import lock_holder
 from llama_index_clip_ext.vectors import l2_normalize
 
 # Milvus Lite drops the log of a flush that failed, and Python finds it open.
@@ -183,6 +198,170 @@ def test_a_file_that_vanished_while_it_was_open_is_told(path):
             store.add([image("b")])
         path.with_name("b.db").rename(path)
         store.add([image("b")])
+
+
+OTHER_PROCESS = """
+import sys
+from by_hand import MODEL, image
+from llama_index_clip_ext import create_vector_store
+with create_vector_store(MODEL, uri=sys.argv[1]) as store:
+    for line in sys.stdin:
+        store.add([image(line.strip())])
+        print(store.count(), flush=True)
+"""
+
+
+def test_a_file_that_was_replaced_while_it_was_open_is_left_to_who_has_it(path):
+    """Two processes would write one file, and who closes deletes the log of the other."""
+    store = create_vector_store(MODEL, uri=path)
+    store.add([image("a")])
+    shutil.rmtree(path)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }
+    with subprocess.Popen(
+        [sys.executable, "-c", OTHER_PROCESS, str(path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+    ) as other:  # fmt: skip
+        for number in range(2):
+            other.stdin.write(f"b{number}\n")
+            other.stdin.flush()
+            assert other.stdout.readline() == f"{number + 1}\n"
+            with pytest.raises(StoreError, match="deleted or replaced while it was open"):
+                store.add([image("a2")])
+        with pytest.raises(StoreLockedError) as caught:
+            create_vector_store(MODEL, uri=path)
+        assert caught.value.pid == other.pid
+        store.close()
+    with create_vector_store(MODEL, uri=path) as store:
+        assert sorted(store.get_ids()) == ["b0", "b1"]
+
+
+def test_a_file_that_was_deleted_is_made_anew(path):
+    old = create_vector_store(MODEL, uri=path)
+    old.add([image("a")])
+    shutil.rmtree(path)
+    with create_vector_store(MODEL, uri=path) as store:
+        assert store.count() == 0
+        store.add([image("b")])
+        with pytest.raises(StoreError, match="deleted or replaced"):
+            old.count()
+        old.close()
+        assert store.get_ids() == ["b"]
+    with create_vector_store(MODEL, uri=path) as store:
+        assert store.get_ids() == ["b"]
+
+
+def test_a_proxy_is_not_asked_to_reach_this_process(path, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with create_vector_store(MODEL, uri=path) as store:
+        store.add([image("a")])
+        assert store.count() == 1
+
+
+def test_a_file_that_is_opened_in_vain_is_unlocked(path):
+    with create_vector_store(MODEL, uri=path) as store:
+        store.add([image("a")])
+    index = images_of(path) / "indexes" / "embedding.flat.idx"
+    index.mkdir(parents=True)
+    with pytest.raises(StoreError, match="could not be used: .*Is a directory"):
+        create_vector_store(MODEL, uri=path)
+    assert lock_holder(path / "LOCK") is None
+    index.rmdir()
+    with create_vector_store(MODEL, uri=path) as store:
+        assert store.get_ids() == ["a"]
+
+
+# Ctrl-C.
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Press Ctrl-C while Milvus Lite is at a call."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    insert = MilvusClient.insert
+
+    def interrupted(self, *args, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+        return insert(self, *args, **kwargs)
+
+    monkeypatch.setattr(MilvusClient, "insert", interrupted)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_waits_for_the_call_that_runs(path, interrupt, caplog):
+    """It would strike gRPC, which may hang then, in this process's own server."""
+    with create_vector_store(MODEL, uri=path) as store:
+        with pytest.raises(KeyboardInterrupt):
+            store.add([image("a")])
+        assert "Ctrl-C again stops at once" in caplog.text
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        # Others have the lock.
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(store.get_ids).result(timeout=20) == ["a"]
+
+
+def test_ctrl_c_is_not_lost_where_the_call_fails(path, interrupt):
+    def fail():
+        with store._connection.lock:
+            signal.raise_signal(signal.SIGINT)
+            raise StoreError("of another kind")
+
+    with create_vector_store(MODEL, uri=path) as store, pytest.raises(KeyboardInterrupt):
+        fail()
+
+
+def test_close_is_done_though_it_is_interrupted(path):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    store = create_vector_store(MODEL, uri=path)
+    is_held, may_go = threading.Event(), threading.Event()
+
+    def hold():
+        with store._connection.lock:
+            is_held.set()
+            may_go.wait(20)
+
+    def press():
+        for _ in range(2):
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+        may_go.set()
+
+    threads = [threading.Thread(target=one) for one in (hold, press)]
+    threads[0].start()
+    is_held.wait(20)
+    threads[1].start()
+    with pytest.raises(KeyboardInterrupt):
+        store.close()
+    for thread in threads:
+        thread.join()
+    signal.signal(signal.SIGINT, before)
+    store.close()
+    assert lock_holder(path / "LOCK") is None
+
+
+def test_a_store_notices_that_another_one_made_its_collection_anew(path):
+    with create_vector_store(MODEL, uri=path) as old:
+        old.add([image("a")])
+        with create_vector_store(MODEL, uri=path, overwrite=True) as same:
+            same.add([image("b")])
+            assert old.get_ids() == ["b"]
+        with create_vector_store(
+            MODEL.but(model="model-b", weights="c" * 64), uri=path, overwrite=True
+        ) as other:
+            for call in (
+                lambda: old.add([image("c")]),
+                lambda: old.query(ask()),
+                lambda: old.delete_nodes(["a"]),
+                old.count,
+            ):
+                with pytest.raises(EmbeddingSpaceMismatchError, match="model-b"):
+                    call()
+            assert other.count() == 0
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; faults/ has a namespace")

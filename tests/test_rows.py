@@ -356,3 +356,16 @@ def test_a_row_of_another_program_becomes_an_image_node():
 
 def test_every_row_has_every_column():
     assert check_node(TextNode(text="a")).keys() >= COLUMNS
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, {"deep": [math.nan]}])
+def test_what_json_does_not_have_is_refused(value):
+    """It would come back as nothing."""
+    with pytest.raises(TypeError, match="metadata 'k' cannot be written as JSON"):
+        check_node(image("a", k=value))
+
+
+def test_a_long_id_is_cut_where_it_is_named():
+    with pytest.raises(RowTooLargeError) as caught:
+        check_node(image("a" * 70_000))
+    assert len(str(caught.value)) < 300

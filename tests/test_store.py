@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from by_hand import MODEL, NEAR_X, X, Y, Z, ask, image, text
 from llama_index.core import VectorStoreIndex
@@ -26,6 +28,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryMode,
 )
 from llama_index.vector_stores.milvus import MilvusVectorStore
+from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
 import llama_index_clip_ext
@@ -34,6 +37,7 @@ from llama_index_clip_ext import (
     DimensionMismatchError,
     EmbeddingError,
     EmbeddingSpaceMismatchError,
+    FilterError,
     RowTooLargeError,
     StoreError,
     StoreLockedError,
@@ -215,7 +219,11 @@ def test_hits_carry_no_vector_and_none_is_asked_for(store, monkeypatch):
         (ask([math.nan, 0.0, 0.0, 0.0]), EmbeddingError, "has no direction"),
         (ask([math.inf, 0.0, 0.0, 0.0]), EmbeddingError, "has no direction"),
         (ask([0.0] * 4), EmbeddingError, "has no direction"),
-        (ask(top_k=0), ValueError, "similarity_top_k is 0, expected 1 to 16384"),
+        (
+            ask(top_k=0),
+            ValueError,
+            "similarity_top_k is 0, expected a whole number",
+        ),
         (ask(top_k=-1), ValueError, "similarity_top_k is -1"),
         (ask(top_k=16_385), ValueError, "similarity_top_k is 16385"),
         (ask(mode=VectorStoreQueryMode.SVM), ValueError, "'svm' is not supported; use 'default'"),
@@ -456,6 +464,47 @@ def test_deleting_nodes_without_a_condition_is_refused(store, filters):
     assert store.count() == 1
 
 
+def test_nodes_and_ids_may_come_from_a_generator(store):
+    assert store.add(image(name) for name in "abc") == ["a", "b", "c"]
+    assert [node.node_id for node in store.get_nodes(iter("cb"))] == ["c", "b"]
+    store.delete_nodes(iter("ab"))
+    assert store.get_ids() == ["c"]
+    assert store.add(image("d")) == ["d"]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (lambda store: store.add(["a"]), TypeError, "nodes holds a str"),
+        (lambda store: store.get_nodes([1]), TypeError, "node_ids holds 1"),
+        (lambda store: store.get_nodes(b"1"), TypeError, "node_ids is one bytes"),
+        (lambda store: store.get_hashes("12"), TypeError, "node_ids is one str"),
+        (lambda store: store.delete_nodes([1]), TypeError, "node_ids holds 1"),
+        (lambda store: store.delete(5), TypeError, "node_ids holds 5"),
+        (lambda store: store.query(ask(node_ids="1")), TypeError, "node_ids is one str"),
+        (lambda store: store.query(ask(top_k=2.5)), ValueError, "similarity_top_k is 2.5"),
+        (lambda store: store.query(ask(top_k=True)), ValueError, "similarity_top_k is True"),
+        (lambda store: store.query(ask(top_k=None)), ValueError, "similarity_top_k is None"),
+        (lambda store: store.count(filters={"key": 1}), FilterError, "filters is a dict"),
+        (
+            lambda store: store.delete_nodes(filters=MetadataFilter(key="a", value=1)),
+            FilterError,
+            "filters is a MetadataFilter,",
+        ),
+    ],
+)
+def test_what_is_of_a_wrong_type_is_named(store, call, error, said):
+    store.add([image("1"), image("2"), image("12")])
+    with pytest.raises(error, match=re.escape(said)):
+        call(store)
+    assert store.count() == 3
+
+
+def test_numbers_of_numpy_are_numbers(store):
+    store.add([image("1"), image("2")])
+    assert len(store.query(ask(top_k=np.int64(1))).ids) == 1
+
+
 def test_one_id_is_no_list(store):
     store.add([image("1"), image("2"), image("12")])
     for call in (store.get_nodes, store.delete_nodes):
@@ -596,6 +645,24 @@ def plain_collection(path):
     )  # fmt: skip
     plain.add([image("a", X, colour="red"), image("b", NEAR_X)])
     plain.client.close()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"id_type": "string", "max_length": 9, "primary_field_name": "pk"},
+        {"id_type": "int"},
+        {"id_type": "string", "max_length": 9, "vector_field_name": "vector"},
+    ],
+)
+def test_a_collection_whose_rows_are_none_of_ours_is_refused(path, options):
+    client = MilvusClient(str(path))
+    client.create_collection(
+        "clip_ext", **{"dimension": 4, "vector_field_name": "embedding", **options}
+    )
+    client.close()
+    with pytest.raises(StoreError, match="has no primary key 'id' of type VARCHAR"):
+        create_vector_store(MODEL, uri=path)
 
 
 @pytest.mark.usefixtures("plain_collection")

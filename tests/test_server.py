@@ -354,6 +354,17 @@ def test_overwrite(server):
             assert store.count() == 1
 
 
+def test_a_collection_that_was_made_anew_for_another_model_is_noticed(server):
+    """By who fills it; on a server nobody tells the others."""
+    options = {"uri": server, "collection_name": "other_model"}
+    with create_vector_store(MODEL, **options) as old:
+        old.reload_passport()
+        other = MODEL.but(model="model-b", weights="c" * 64)
+        with create_vector_store(other, overwrite=True, **options):
+            with pytest.raises(EmbeddingSpaceMismatchError, match="model-b"):
+                old.reload_passport()
+
+
 def test_a_server_without_bm25_is_refused_before_anything_is_made_or_dropped(server):
     options = {"uri": server, "collection_name": "no_bm25"}
     with pytest.raises(StoreError, match=r"needs Milvus 2\.5 or newer, this server is .*2\.3\.5"):

@@ -173,8 +173,8 @@ class Connection:
         if self.is_lite:
             with self.lock, _quietly():
                 result = getattr(self.client, method)(*args, **kwargs)
-                if method == "drop_collection" and isinstance(self._lock, lite.FileLock):
-                    self._lock.dropped[args[0]] += 1
+                if method == "create_collection" and isinstance(self._lock, lite.FileLock):
+                    self._lock.made[args[0]] += 1
                 return result
 
         def attempt(left: Callable[[], float]) -> Any:
@@ -189,9 +189,9 @@ class Connection:
         doing = f"{method} of collection {args[0]!r}" if args else method
         return self._tried(doing, attempt)
 
-    def n_drops(self, collection_name: str) -> int:
-        """Return how often stores of an embedded file have dropped a collection; 0 of a server."""
-        return self._lock.dropped[collection_name] if isinstance(self._lock, lite.FileLock) else 0
+    def n_made(self, collection_name: str) -> int:
+        """Return how often a collection of an embedded file was made meanwhile; 0 of a server."""
+        return self._lock.made[collection_name] if isinstance(self._lock, lite.FileLock) else 0
 
     def load(self, collection_name: str) -> None:
         """Have a collection loaded; wait as long as a server says that it is at it."""

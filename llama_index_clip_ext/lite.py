@@ -51,7 +51,7 @@ class FileLock:
     def __init__(self, path: str) -> None:
         self.path = path
         self.failure = ""
-        self.dropped: Counter[str] = Counter()
+        self.made: Counter[str] = Counter()
         self._identity = _identity(path)
         self._lock = threading.RLock()
         self._put_off: list[threading.Event | None] = []

@@ -179,7 +179,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
     _engine: Engine = PrivateAttr(default=Engine.LITE)
     _is_partitioned: bool = PrivateAttr(default=True)
     _unflushed: int = PrivateAttr(default=0)
-    _n_drops: int = PrivateAttr(default=0)
+    _n_made: int = PrivateAttr(default=0)
 
     def __init__(
         self,
@@ -238,7 +238,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
                 partitions = connection.call("list_partitions", collection_name)
                 made = connection.call("describe_index", collection_name, "embedding") or {}
                 read_by = collection.engine(connection)
-                n_drops = connection.n_drops(collection_name)
+                n_made = connection.n_made(collection_name)
         except BaseException:
             connection.close()
             raise
@@ -274,7 +274,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         if not passport:
             self._fields = collection.columns(description)
         self._engine = read_by
-        self._n_drops = n_drops
+        self._n_made = n_made
         self._is_partitioned = set(PARTITIONS.values()) <= set(partitions)
 
     @classmethod
@@ -706,7 +706,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         return OUTPUT_FIELDS if self._passport else ["*"]
 
     def _scope(self, query: VectorStoreQuery, modality: Modality | None) -> Scope:
-        self._reload_if_dropped()
+        self._reload_if_made_anew()
         # Where the disk is too full for it, the search is slower.
         if self._unflushed >= _MAX_UNFLUSHED and lite.has_room(self._connection.address):
             with self._connection.lock:
@@ -816,27 +816,27 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
     def reload_passport(self) -> None:
         """Read again what the collection says of its vectors: it may have been made anew.
 
-        Of an embedded file this is done by itself, where another store of it has dropped it.
+        Of an embedded file this is done by itself, where another store of it has made it anew.
 
         Raises:
             DimensionMismatchError: If it was, for vectors of another dimension.
             EmbeddingSpaceMismatchError: If it was, for another model's.
         """
         with self._connection.lock:
-            n_drops = self._connection.n_drops(self.collection_name)
+            n_made = self._connection.n_made(self.collection_name)
             description = self._connection.call("describe_collection", self.collection_name)
             passport = Passport.from_properties(description["properties"], self.collection_name)
             if self._passport and passport:
                 passport.check(self._passport.space, self.collection_name)
                 self._passport = passport
-            self._n_drops = n_drops
+            self._n_made = n_made
 
-    def _reload_if_dropped(self) -> None:
-        if self._connection.n_drops(self.collection_name) != self._n_drops:
+    def _reload_if_made_anew(self) -> None:
+        if self._connection.n_made(self.collection_name) != self._n_made:
             self.reload_passport()
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        self._reload_if_dropped()
+        self._reload_if_made_anew()
         if method == "query":
             # Else the server takes the level that the collection was made with.
             kwargs.setdefault("consistency_level", self.consistency_level)

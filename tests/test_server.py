@@ -360,9 +360,9 @@ def test_a_collection_that_was_made_anew_for_another_model_is_noticed(server):
     with create_vector_store(MODEL, **options) as old:
         old.reload_passport()
         other = MODEL.but(model="model-b", weights="c" * 64)
-        with create_vector_store(other, overwrite=True, **options):
-            with pytest.raises(EmbeddingSpaceMismatchError, match="model-b"):
-                old.reload_passport()
+        create_vector_store(other, overwrite=True, **options).close()
+        with pytest.raises(EmbeddingSpaceMismatchError, match="model-b"):
+            old.reload_passport()
 
 
 def test_a_server_without_bm25_is_refused_before_anything_is_made_or_dropped(server):

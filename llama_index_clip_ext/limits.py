@@ -127,8 +127,9 @@ class BoundedFile:
             check_tags(data.removeprefix(_MPF))
 
     def _count_scans(self, data: bytes) -> None:
-        # With the last byte before: a marker may lie across two blocks.
-        self.n_scans += (self.last[-1:] + data).count(b"\xff\xda")
+        # A marker may lie across two blocks.
+        across = self.last[-1:] + data[:1]
+        self.n_scans += data.count(b"\xff\xda") + (across == b"\xff\xda")
         if self.n_scans > (self.most_scans or 0):
             raise ImageLoadError(
                 f"a JPEG of more than {self.most_scans} scans, usual are 10; save it anew"

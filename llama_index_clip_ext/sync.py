@@ -252,9 +252,10 @@ class _Sync(Ingest):
         self.checksum = checksum
         self.lines = lines
         # By where a link leads: two names of one file are one image.
+        self.paths = [os.path.realpath(file) for file in files]
         self.first: dict[str, int] = {}
-        for index, file in enumerate(files):
-            self.first.setdefault(os.path.realpath(file), index)
+        for index, path in enumerate(self.paths):
+            self.first.setdefault(path, index)
         stored = self.vector_store.get_files(root)
         named = filter(is_unicode, self.first)  # Others cannot be stored.
         path_of = {make_id(path_name(Path(path))): path for path in named}
@@ -288,8 +289,8 @@ class _Sync(Ingest):
 
     def _read(self, numbered: tuple[int, Any]) -> Read:
         """Leave unread what is known; see `Ingest`."""
-        index, file = numbered
-        path = os.path.realpath(file)
+        index, _ = numbered
+        path = self.paths[index]
         row = self.rows.get(path)
         if self.first[path] != index:
             return Read(index, path)
@@ -383,7 +384,7 @@ class _Sync(Ingest):
         return "unchanged" if node_text(node) in ("", source.text) else "replaced"
 
     def _note(self, status: Status, index: int, source: str, reason: str = "") -> None:
-        if status == "unchanged" and self.first[os.path.realpath(self.files[index])] != index:
+        if status == "unchanged" and self.first[self.paths[index]] != index:
             self.aliases.append(index)  # Said once it is known what became of the file.
             return
         if status == "failed":
@@ -395,7 +396,7 @@ class _Sync(Ingest):
     def settle_aliases(self) -> None:
         """Say of further names of a file what became of it."""
         for index in self.aliases:
-            path = os.path.realpath(self.files[index])
+            path = self.paths[index]
             reason = self.failures.get(self.first[path], "")
             super()._note("failed" if reason else "unchanged", index, path, reason)
             self._line(
@@ -411,7 +412,7 @@ class _Sync(Ingest):
 
     def settle_missing(self, *, delete: bool) -> None:
         """Count the rows whose files are gone, and remove those that are to be."""
-        failed = {os.path.realpath(self.files[index]) for index in self.failures}
+        failed = {self.paths[index] for index in self.failures}
         written = {node_id for node_id, path in self.taken.items() if path not in failed}
         # Looked for again: a drive may have come back.
         gone = [

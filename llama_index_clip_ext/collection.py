@@ -58,7 +58,7 @@ def read_passport(
         StoreError: If the database cannot be opened or has no such collection.
     """
     with _opened(uri, token, db_name, collection_name) as (connection, passport):
-        with reported():
+        with reported(connection.address):
             connection.load(collection_name)
             rows = connection.call("query", collection_name, filter="", output_fields=["count(*)"])
         return passport, int(rows[0]["count(*)"])
@@ -87,7 +87,7 @@ def _opened(
             f"{address} does not exist; `clip-ext index FOLDER --uri {address}`, or sync, makes it"
         )
     with closing(Connection(uri, token, db_name)) as connection:
-        with reported():
+        with reported(connection.address):
             if not connection.call("has_collection", collection_name):
                 raise StoreError(
                     f"no collection {collection_name!r} in {connection.address}; there are: "
@@ -256,14 +256,17 @@ def check(
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    """Say what to do where Milvus Lite lacks jieba: one Chinese collection shuts its whole file."""
+def reported(address: str) -> Iterator[None]:
+    """Raise what Milvus says while a database is opened as a `StoreError` that names it.
+
+    Where Milvus Lite lacks jieba, one Chinese collection shuts its whole file.
+    """
     try:
         yield
     except MilvusException as err:
         if "jieba" in str(err):
             raise no_jieba() from err
-        raise
+        raise StoreError(f"{address} could not be opened: {err.message}") from err
 
 
 def batches(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

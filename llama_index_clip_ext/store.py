@@ -206,7 +206,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         index = collection.index_config(address, index_type, similarity_metric)
         connection = Connection(uri, token, db_name, timeout=timeout)
         try:
-            with connection.lock, collection.reported():
+            with connection.lock, collection.reported(connection.address):
                 if full_text:
                     is_lite = connection.is_lite
                     check_support(

@@ -274,6 +274,19 @@ def test_a_file_that_is_opened_in_vain_is_unlocked(path):
         assert store.get_ids() == ["a"]
 
 
+def test_a_damaged_file_is_named(path):
+    with create_vector_store(MODEL, uri=path) as store:
+        store.add([image("a")])
+    schema = collection_of(path) / "schema.json"
+    whole = schema.read_text()
+    schema.write_text(whole[:50])
+    with pytest.raises(StoreError, match=r"a\.db could not be opened: .*schema\.json"):
+        create_vector_store(MODEL, uri=path)
+    schema.write_text(whole)
+    with create_vector_store(MODEL, uri=path) as store:
+        assert store.get_ids() == ["a"]
+
+
 # Ctrl-C.
 
 

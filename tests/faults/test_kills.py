@@ -192,6 +192,6 @@ def test_killed_over_a_server(way, zygote, clip, server, tmp_path, rng, tries, t
         collection = {"uri": server, "collection_name": next(names)}
         return Killed(zygote, way, folder, tmp_path / "notes", **collection)
 
-    lost, kills = kill_everywhere(begin, tries(short=2, full=18), rng)
+    lost, kills = kill_everywhere(begin, tries(short=1, full=18), rng)
     tally(f"killed, {way}, server", tried=kills, lost=len(lost))
     assert lost == []

@@ -10,6 +10,7 @@ import platform
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -121,6 +122,17 @@ def take_turns(tasks: dict[str, Callable[[int], float]], repeats: int) -> dict[s
         for name in names[start:] + names[:start]:
             measured[name].append(tasks[name](number))
     return measured
+
+
+def timed(run: Callable[[], Any]) -> Callable[[int], float]:
+    """Make a task for `take_turns` that returns the seconds a call takes."""
+
+    def seconds(_: int) -> float:
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+
+    return seconds
 
 
 def summary(values: list[float]) -> dict[str, Any]:

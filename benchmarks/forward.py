@@ -13,7 +13,6 @@ that the share is, if anything, too low.
 from __future__ import annotations
 
 import argparse
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -78,15 +77,6 @@ def matrix_task(shapes: Counter[Shape], dtype: torch.dtype) -> Callable[[], None
     return run
 
 
-def timed(run: Callable[[], Any]) -> Callable[[int], float]:
-    def seconds(number: int) -> float:
-        started = time.perf_counter()
-        run()
-        return time.perf_counter() - started
-
-    return seconds
-
-
 def measure(
     kind: str, dtype: str, batch: int, repeats: int, profile: bool, work: Path
 ) -> dict[str, Any]:
@@ -105,7 +95,7 @@ def measure(
     for _ in range(2):
         encode()
         matrices()
-    tasks = {"encoder": timed(encode), "matrices": timed(matrices)}
+    tasks = {"encoder": common.timed(encode), "matrices": common.timed(matrices)}
     seconds = {
         name: common.summary(values) for name, values in common.take_turns(tasks, repeats).items()
     }

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +29,6 @@ from llama_index_clip_ext import (
 )
 
 _BASE_PICTURES = 200
-
-
-def timed(call: Callable[[], Any]) -> Callable[[int], float]:
-    def run(_: int) -> float:
-        started = time.perf_counter()
-        call()
-        return time.perf_counter() - started
-
-    return run
 
 
 def change(folder: Path) -> None:
@@ -74,14 +63,15 @@ def main() -> None:
         )
         with create_vector_store(embed_model, uri=folder / "images.db") as store:
             both: dict[str, Any] = {"embed_model": embed_model, "vector_store": store}
-            first = timed(lambda: sync_images(pictures, **both))(0)
+            first = common.timed(lambda: sync_images(pictures, **both))(0)
             pipeline.run(nodes=load_image_nodes(pictures))
             tasks = {
-                "sync_images": timed(lambda: sync_images(pictures, **both)),
-                "ingest_images": timed(lambda: ingest_images(pictures, **both)),
-                "IngestionPipeline": timed(lambda: pipeline.run(nodes=load_image_nodes(pictures))),
+                "sync_images": lambda: sync_images(pictures, **both),
+                "ingest_images": lambda: ingest_images(pictures, **both),
+                "IngestionPipeline": lambda: pipeline.run(nodes=load_image_nodes(pictures)),
             }
-            seconds = common.take_turns(tasks, options.repeats)
+            timed = {name: common.timed(run) for name, run in tasks.items()}
+            seconds = common.take_turns(timed, options.repeats)
             change(pictures)
             report = sync_images(pictures, **both)
         shutil.rmtree(folder)

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -115,13 +115,12 @@ def index(
     """
     from .ingest import ingest_items
     from .interruption import stop_on_interrupt
-    from .nodes import IMAGE_SUFFIXES, list_images
+    from .nodes import list_images, no_images
     from .store import create_vector_store
 
     paths = [path for one in folder for path in list_images(one, recursive=recursive)]
     if not paths:
-        suffixes = _listed(IMAGE_SUFFIXES)
-        raise FileNotFoundError(f"no images in {' '.join(folder)} (looked for {suffixes})")
+        raise no_images(" ".join(folder))
     if model is None and not overwrite:
         model = _model_of(uri, token, collection)
     embed_model = _load_model(model or "clip-ViT-B-32", device, dtype)
@@ -191,7 +190,7 @@ def sync(
     Example: clip-ext sync ./photos --delete --uri ./photos.db
     """
     from .collection import passport_of
-    from .nodes import IMAGE_SUFFIXES
+    from .nodes import no_images
     from .store import create_vector_store
     from .sync import resolve_folder, sync_images
 
@@ -219,7 +218,7 @@ def sync(
         )
     _print_report(result, as_json)
     if not result.total:
-        raise FileNotFoundError(f"no images in {folder} (looked for {_listed(IMAGE_SUFFIXES)})")
+        raise no_images(folder)
     if len(result.failed) == result.total:
         raise typer.Exit(1)
 
@@ -527,10 +526,6 @@ def _opened(
             embed_model, uri=uri, token=token, collection_name=collection
         ) as vector_store:
             yield embed_model, vector_store
-
-
-def _listed(words: Iterable[str]) -> str:
-    return ", ".join(sorted(words))
 
 
 def _progress() -> Any:

@@ -217,16 +217,15 @@ def check(
             if partition not in existing:
                 connection.call("create_partition", name, partition)
         return passport
-    types = {field["name"]: field["type"] for field in description["fields"]}
-    expected = {"id": DataType.VARCHAR, "embedding": DataType.FLOAT_VECTOR}
-    if {key: types.get(key) for key in expected} != expected:
+    fields = {field["name"]: field for field in description["fields"]}
+    types = {key: field["type"] for key, field in fields.items()}
+    if types.get("id") != DataType.VARCHAR or types.get("embedding") != DataType.FLOAT_VECTOR:
         raise StoreError(
             f"collection {name!r} was not made by this package, and has no primary key 'id' of "
             "type VARCHAR, or no FLOAT_VECTOR 'embedding'; use another collection_name, or "
             "overwrite=True"
         )
-    vectors = [field for field in description["fields"] if field["name"] == "embedding"]
-    dim = int(vectors[0]["params"]["dim"])
+    dim = int(fields["embedding"]["params"]["dim"])
     if dim != space.dim:
         raise DimensionMismatchError(
             f"collection {name!r} holds {dim}-dim vectors in its field 'embedding', model "

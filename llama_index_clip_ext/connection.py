@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
@@ -109,13 +110,15 @@ class Connection:
         self.is_lite = lite.is_lite(address)
         self._pid = os.getpid()
         self._lock: AbstractContextManager[Any] = nullcontext()
+        self._made: Counter[str] = Counter()
         self._is_closed = False
         self._closing = threading.Lock()
         self._has_told = False
         self._telling = threading.Lock()
         if self.is_lite:
             self.address = lite.lite_path(address)
-            self._client, self._lock = lite.connect(self.address)
+            self._client, file_lock = lite.connect(self.address)
+            self._lock, self._made = file_lock, file_lock.made
             return
         self.address = address
         _warn_if_exposed(address, has_token=bool(token))
@@ -173,8 +176,8 @@ class Connection:
         if self.is_lite:
             with self.lock, _quietly():
                 result = getattr(self.client, method)(*args, **kwargs)
-                if method == "create_collection" and isinstance(self._lock, lite.FileLock):
-                    self._lock.made[args[0]] += 1
+                if method == "create_collection":
+                    self._made[args[0]] += 1
                 return result
 
         def attempt(left: Callable[[], float]) -> Any:
@@ -191,7 +194,7 @@ class Connection:
 
     def n_made(self, collection_name: str) -> int:
         """Return how often a collection of an embedded file was made meanwhile; 0 of a server."""
-        return self._lock.made[collection_name] if isinstance(self._lock, lite.FileLock) else 0
+        return self._made[collection_name]
 
     def load(self, collection_name: str) -> None:
         """Have a collection loaded; wait as long as a server says that it is at it."""

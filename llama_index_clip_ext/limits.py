@@ -113,18 +113,18 @@ class BoundedFile:
     def _count_notes(self, data: bytes) -> None:
         # Pillow reads notes in blocks of this size; what is read whole is counted as what it is.
         self.n_notes += len(data) if len(data) <= _MAX_NOTE else 0
+        block = b""
         if data.startswith(_EXIF):
-            self.exif += data.removeprefix(_EXIF)
+            block = self.exif = self.exif + data.removeprefix(_EXIF)
+        elif data.startswith(_MPF):
+            block = data.removeprefix(_MPF)
         if self.n_notes > _MAX_NOTES or len(self.exif) > _MAX_NOTE:
             raise ImageLoadError(
                 f"what it holds beside its pixels takes more than {_MAX_NOTES // 10**6} MB, or its "
                 f"EXIF data more than {_MAX_NOTE // 10**6} MB; save a copy without them"
             )
-        # Before Pillow takes them apart, while it opens the picture.
-        if data.startswith(_EXIF):
-            check_tags(self.exif)
-        elif data.startswith(_MPF):
-            check_tags(data.removeprefix(_MPF))
+        if block:  # Which Pillow takes apart while it opens the picture.
+            check_tags(block)
 
     def _count_scans(self, data: bytes) -> None:
         # A marker may lie across two blocks.
@@ -178,8 +178,7 @@ def check_tags(block: bytes) -> None:
     """
     while block.startswith(_EXIF):
         block = block.removeprefix(_EXIF)
-    if block:
-        check_tiff(BoundedFile(io.BytesIO(block)))
+    check_tiff(BoundedFile(io.BytesIO(block)))
 
 
 def orientation(image: Image.Image) -> int:
@@ -204,19 +203,19 @@ def _exif_of(image: Image.Image) -> Iterator[bytes]:
 def _count_tags(file: BoundedFile, start: bytes, is_big: bool) -> tuple[int, int]:
     """Return how many numbers the tags of a TIFF are, and how many bytes of text and the like."""
     order = "<" if start.startswith(b"II") else ">"
-    address, count = ("Q", "Q") if is_big else ("L", "H")
+    address, count = (f"{order}Q", f"{order}Q") if is_big else (f"{order}L", f"{order}H")
     entry = np.dtype([("tag", f"{order}u2"), ("type", f"{order}u2")] + [
         (name, f"{order}u{8 if is_big else 4}") for name in ("count", "value")
     ])  # fmt: skip
     first = start[8:16] if is_big else start[4:8]
-    waiting = list(struct.unpack(f"{order}{address}", first)) if len(start) == 16 else []
+    waiting = list(struct.unpack(address, first)) if len(start) == 16 else []
     n_numbers = n_bytes = 0
     for _ in range(1 + len(_IFD_POINTERS)):
-        if not waiting or waiting[0] + struct.calcsize(f"{order}{count}") > file.size:
+        if not waiting or waiting[0] + struct.calcsize(count) > file.size:
             break
         file.seek(waiting.pop(0))
-        n_entries = struct.unpack(f"{order}{count}", file.read(struct.calcsize(f"{order}{count}")))
-        table = file.read(min(n_entries[0], 65536) * entry.itemsize)
+        (n_entries,) = struct.unpack(count, file.read(struct.calcsize(count)))
+        table = file.read(min(n_entries, 65536) * entry.itemsize)
         entries: Any = np.frombuffer(table, entry, count=len(table) // entry.itemsize)
         # Damaged ones are read to the end at most.
         is_bytes = np.isin(entries["type"], _BYTE_TYPES)

@@ -31,6 +31,8 @@ _ROOM_FOR_A_WRITE = 64 * 2**20
 _ERRNO = re.compile(r"\[errno (\d{1,3})\]", re.IGNORECASE)
 _UNEXPECTED = 1
 
+# The module of milvus-lite that starts servers, imported by pymilvus with the first of them.
+_MANAGER = "milvus_lite.server_manager"
 # Seconds that calls which still run have to end when a file is closed.
 _LAST_CALLS = 2.0
 
@@ -110,14 +112,12 @@ class FileLock:
 
     def give_up(self) -> None:
         """Leave a file that was replaced as it is."""
-        from milvus_lite.server_manager import server_manager_instance
-
         self.failure = (
             f"{self.path} was deleted or replaced while it was open, and is not used any more. "
             "Close every store of it, and open it again"
         )
         # Not by release_server, which would close it, and thereby delete the log of the new one.
-        server, *_ = server_manager_instance._servers.pop(self.path, (None,))
+        server, *_ = _servers().pop(self.path, (None,))
         if server:
             server.stop(None)
 
@@ -140,15 +140,17 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 def _release_server(path: str) -> None:
     """Stop a file's server, once what it is at is done, and unlock the file."""
-    module: Any = sys.modules.get("milvus_lite.server_manager")
-    if module is None:  # Nothing was opened.
-        return
-    manager = module.server_manager_instance
-    server, *_ = manager._servers.get(path, (None,))
+    server, *_ = _servers().get(path, (None,))
     if server:
         # release_server does not wait, so that the file would be written to after it is unlocked.
         server.stop(_LAST_CALLS).wait(_LAST_CALLS)
-    manager.release_server(path)
+        sys.modules[_MANAGER].server_manager_instance.release_server(path)
+
+
+def _servers() -> dict[str, tuple[Any, ...]]:
+    """Return the servers that run in this process, by the files' paths; each with its database."""
+    module: Any = sys.modules.get(_MANAGER)
+    return module.server_manager_instance._servers if module else {}
 
 
 # Milvus Lite loses rows when threads are first to touch a collection together, and counts wrong
@@ -319,7 +321,7 @@ def _leave_to_parent() -> None:
     _REGISTRY_LOCK = threading.Lock()  # Held, perhaps, by a thread that is not in the child.
     _LOCKS.clear()
     _USERS.clear()
-    manager: Any = sys.modules.get("milvus_lite.server_manager")
+    manager: Any = sys.modules.get(_MANAGER)
     if manager is not None:
         atexit.unregister(manager.server_manager_instance.release_all)
         manager.server_manager_instance = manager.ServerManager()

@@ -178,6 +178,17 @@ def list_images(
         raise FileNotFoundError(f"no folder, file or pattern matches {os.fspath(source)!r}")
 
 
+def no_images(where: str | os.PathLike[str]) -> FileNotFoundError:
+    """Say that there is nothing to index, and what was looked for.
+
+    Args:
+        where: Where it was looked for; empty if that has no name.
+    """
+    place = f" in {os.fspath(where)}" if where else ""
+    suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+    return FileNotFoundError(f"no images{place} (looked for {suffixes})")
+
+
 def _in_file_system(item: Any, fs: AbstractFileSystem) -> Any:
     """Return a path as a file of its file system, and any other item as it is."""
     if not isinstance(item, (str, os.PathLike)):

@@ -37,6 +37,7 @@ from .metrics import IndexRecall, index_recall
 from .models import EmbeddingSpace, ScoreStatistics
 from .nodes import make_id, path_name
 from .passport import Passport
+from .prefetch import batched
 from .rows import (
     OUTPUT_FIELDS,
     Field,
@@ -434,7 +435,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
 
     def get_hashes(self, node_ids: Sequence[str]) -> dict[str, str]:
         """Return the hash of each of these nodes that is stored, by id; see `rows.node_hash`."""
-        rows = self._select(node_ids, None, ["node_hash"])
+        rows = self._select(_checked_ids(node_ids), None, ["node_hash"])
         return {str(row["id"]): row["node_hash"] for row in rows}
 
     def get_files(self, folder: str | os.PathLike[str]) -> list[StoredFile]:
@@ -462,11 +463,12 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         names = ("file_path", "file_size", "last_modified_date", "content_hash", "node_hash")
         rows = self._select(None, MetadataFilters(filters=bounds), [*names, "text"])
         files = [StoredFile._make(row[name] for name in ("id", *names, "text")) for row in rows]
-        # Others than ingesting makes may be of another file than they name.
+        # Others than ingesting makes may be of another file than they name. A part at a time: as
+        # nodes they take some kilobytes each.
         by_hand = [file.id for file in files if file.id != make_id(path_name(Path(file.path)))]
         others = {
             str(row["id"])
-            for ids in _chunks(by_hand, _MAX_IDS)
+            for ids in batched(by_hand, _MAX_IDS)
             for row in self._select(ids, None, [*OUTPUT_FIELDS, "file_path"])
             if not _is_of(row_to_node(row), row["file_path"])
         }
@@ -561,13 +563,13 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             if n_sample < 1:
                 raise ValueError(f"n_sample is {n_sample}, expected at least 1")
             chosen = np.random.default_rng(seed).permutation(len(ids))[:n_sample]
-            parts = [self._vectors(part)[1] for part in _chunks([ids[i] for i in chosen], _MAX_IDS)]
+            parts = [self._vectors(part)[1] for part in batched([ids[i] for i in chosen], _MAX_IDS)]
             rows = np.concatenate(parts)
         else:
             rows = self._query_rows(queries, embed_model)
         query = VectorStoreQuery(similarity_top_k=k, filters=filters)
         hits = [one.ids or [] for one in self.query_many(query, rows.tolist(), modality=modality)]
-        return index_recall(rows, hits, map(self._vectors, _chunks(ids, _MAX_IDS)), k)
+        return index_recall(rows, hits, map(self._vectors, batched(ids, _MAX_IDS)), k)
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete the nodes of a document. A node without a source is its own document."""
@@ -587,7 +589,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         """
         if node_ids is None and not self._expression(filters, None, None):
             raise ValueError("delete_nodes needs node_ids or filters; clear() deletes everything")
-        for ids in [None] if node_ids is None else _chunks(_checked_ids(node_ids), _MAX_IDS):
+        for ids in [None] if node_ids is None else batched(_checked_ids(node_ids), _MAX_IDS):
             with _naming(filters):
                 self._delete(self._expression(filters, ids, None))
 
@@ -720,7 +722,9 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             full_text=self.full_text,
             # LlamaIndex's empty list of ids means no condition.
             expression=self._expression(
-                query.filters, query.node_ids or None, query.doc_ids or None
+                query.filters,
+                _checked_ids(query.node_ids or ()) or None,
+                _checked_ids(query.doc_ids or ()) or None,
             ),
             partitions=self._partition_names(modality),
             output_fields=self._output_fields,
@@ -761,9 +765,9 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
     ) -> str:
         parts = [filter_expression(filters, self._fields, engine=self._engine)]
         if node_ids is not None:
-            parts.append(ids_expression("id", _checked_ids(node_ids)))
+            parts.append(ids_expression("id", node_ids))
         if doc_ids is not None:
-            parts.append(ids_expression(self.doc_id_field, _checked_ids(doc_ids)))
+            parts.append(ids_expression(self.doc_id_field, doc_ids))
         return joined("and", [part for part in parts if part], self._engine)
 
     def _write(self, batch: list[dict[str, Any]], partition: str) -> None:
@@ -794,7 +798,7 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         fields: list[str],
     ) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
-        for ids in [None] if node_ids is None else _chunks(_checked_ids(node_ids), _MAX_IDS):
+        for ids in [None] if node_ids is None else batched(node_ids, _MAX_IDS):
             expression = self._expression(filters, ids, None)
             with _naming(filters):
                 # Without an expression a server wants a limit.
@@ -899,11 +903,6 @@ def _checked_ids(node_ids: Iterable[str]) -> list[str]:
         if not isinstance(node_id, str):
             raise TypeError(f"node_ids holds {node_id!r}, expected str")
     return node_ids
-
-
-def _chunks(ids: list[str], size: int) -> Iterator[list[str]]:
-    for start in range(0, len(ids), size):
-        yield ids[start : start + size]
 
 
 def _is_of(node: BaseNode, file_path: str) -> bool:

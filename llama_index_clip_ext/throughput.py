@@ -18,7 +18,7 @@ from .dual_encoder import DualEncoderEmbedding
 from .errors import ImageLoadError
 from .images import load_image
 from .ingest import READERS, ingest_images
-from .nodes import IMAGE_SUFFIXES, list_images, make_image_node
+from .nodes import list_images, make_image_node, no_images
 from .prefetch import batched, usable_cores
 from .sources import read_source
 from .store import CLIPMilvusVectorStore, create_vector_store
@@ -86,9 +86,7 @@ def measure_throughput(
     found = list_images(source, image_formats=embed_model.image_formats)
     paths = [Path(path) for path in islice(found, n_images)]
     if not paths:
-        where = f" in {source}" if isinstance(source, (str, os.PathLike)) else ""
-        looked_for = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise FileNotFoundError(f"no images{where} (looked for {looked_for})")
+        raise no_images(source if isinstance(source, (str, os.PathLike)) else "")
     read = _time_read(paths)  # First, while the files may still be on their disk alone.
     # Loads the model, chooses the batch size, and leaves out what is no picture.
     warm = embed_model.embed_images(paths, on_error="skip")

@@ -8,6 +8,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import signal
 from pathlib import Path
 
 import loopback
@@ -26,6 +27,14 @@ def _no_network():
 def _own_folders(tmp_path, monkeypatch):
     """Run in an empty folder, so that no test leaves a database in the source tree."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def interruptible():
+    """Let Ctrl-C be what it is in a terminal; a shell's jobs in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -291,9 +291,8 @@ def test_a_damaged_file_is_named(path):
 
 
 @pytest.fixture
-def interrupt(monkeypatch):
+def interrupt(interruptible, monkeypatch):
     """Press Ctrl-C while Milvus Lite is at a call."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     insert = MilvusClient.insert
 
     def interrupted(self, *args, **kwargs):
@@ -301,11 +300,10 @@ def interrupt(monkeypatch):
         return insert(self, *args, **kwargs)
 
     monkeypatch.setattr(MilvusClient, "insert", interrupted)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_waits_for_the_call_that_runs(path, interrupt, caplog):
+@pytest.mark.usefixtures("interrupt")
+def test_ctrl_c_waits_for_the_call_that_runs(path, caplog):
     """It would strike gRPC, which may hang then, in this process's own server."""
     with create_vector_store(MODEL, uri=path) as store:
         with pytest.raises(KeyboardInterrupt):
@@ -317,7 +315,8 @@ def test_ctrl_c_waits_for_the_call_that_runs(path, interrupt, caplog):
             assert thread.submit(store.get_ids).result(timeout=20) == ["a"]
 
 
-def test_ctrl_c_is_not_lost_where_the_call_fails(path, interrupt):
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_is_not_lost_where_the_call_fails(path):
     def fail():
         with store._connection.lock:
             signal.raise_signal(signal.SIGINT)
@@ -327,8 +326,8 @@ def test_ctrl_c_is_not_lost_where_the_call_fails(path, interrupt):
         fail()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_close_is_done_though_it_is_interrupted(path):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     store = create_vector_store(MODEL, uri=path)
     is_held, may_go = threading.Event(), threading.Event()
 
@@ -352,7 +351,6 @@ def test_close_is_done_though_it_is_interrupted(path):
         store.close()
     for thread in threads:
         thread.join()
-    signal.signal(signal.SIGINT, before)
     store.close()
     assert lock_holder(path / "LOCK") is None
 

@@ -222,7 +222,7 @@ def test_hits_carry_no_vector_and_none_is_asked_for(store, monkeypatch):
         (
             ask(top_k=0),
             ValueError,
-            "similarity_top_k is 0, expected a whole number",
+            "similarity_top_k is 0, expected a whole number from 1 to 16384",
         ),
         (ask(top_k=-1), ValueError, "similarity_top_k is -1"),
         (ask(top_k=16_385), ValueError, "similarity_top_k is 16385"),

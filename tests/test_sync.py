@@ -32,15 +32,9 @@ from llama_index_clip_ext import sync as sync_module
 from llama_index_clip_ext.cli import main
 from llama_index_clip_ext.sources import describe_source
 
+pytestmark = pytest.mark.usefixtures("interruptible")
+
 COUNTS = ("added", "unchanged", "replaced", "moved", "removed", "missing")
-
-
-@pytest.fixture(autouse=True)
-def _interruptible():
-    """Let Ctrl-C be what it is in a terminal; a shell's jobs in the background ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

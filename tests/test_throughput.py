@@ -71,7 +71,7 @@ def test_the_slowest_step_bounds_it(clip_dir, monkeypatch, seconds, options, bou
 
 
 def test_what_cannot_be_measured_says_why(folder, clip_dir, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no images"):
+    with pytest.raises(FileNotFoundError, match=r"no images \(looked for \.bmp"):
         measure_throughput([], embed_model=CLIPEmbedding(clip_dir))
     with pytest.raises(ImageLoadError, match=r"broken\.jpg\): not a picture"):
         measure_throughput([folder / "broken.jpg"], embed_model=CLIPEmbedding(clip_dir))

@@ -219,7 +219,8 @@ def check(
         return passport
     fields = {field["name"]: field for field in description["fields"]}
     types = {key: field["type"] for key, field in fields.items()}
-    if types.get("id") != DataType.VARCHAR or types.get("embedding") != DataType.FLOAT_VECTOR:
+    has_id = types.get("id") == DataType.VARCHAR and fields["id"].get("is_primary")
+    if not has_id or types.get("embedding") != DataType.FLOAT_VECTOR:
         raise StoreError(
             f"collection {name!r} was not made by this package, and has no primary key 'id' of "
             "type VARCHAR, or no FLOAT_VECTOR 'embedding'; use another collection_name, or "

@@ -28,7 +28,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryMode,
 )
 from llama_index.vector_stores.milvus import MilvusVectorStore
-from pymilvus import MilvusClient
+from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
 import llama_index_clip_ext
@@ -660,6 +660,18 @@ def test_a_collection_whose_rows_are_none_of_ours_is_refused(path, options):
     client.create_collection(
         "clip_ext", **{"dimension": 4, "vector_field_name": "embedding", **options}
     )
+    client.close()
+    with pytest.raises(StoreError, match="has no primary key 'id' of type VARCHAR"):
+        create_vector_store(MODEL, uri=path)
+
+
+def test_a_collection_whose_ids_are_no_keys_is_refused(path):
+    client = MilvusClient(str(path))
+    schema = client.create_schema()
+    schema.add_field("key", DataType.VARCHAR, max_length=9, is_primary=True)
+    schema.add_field("id", DataType.VARCHAR, max_length=9)
+    schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=4)
+    client.create_collection("clip_ext", schema=schema)
     client.close()
     with pytest.raises(StoreError, match="has no primary key 'id' of type VARCHAR"):
         create_vector_store(MODEL, uri=path)

@@ -40,6 +40,7 @@ class Client:
         self.failures = []
         self.calls = []
         self.loaded = []
+        self.seconds_to_load = []
         self.is_closed = False
 
     def search(self, name, *, timeout, **kwargs):
@@ -51,6 +52,7 @@ class Client:
 
     def load_collection(self, name, *, timeout, _async=False):
         self.loaded.append((name, _async))
+        self.seconds_to_load.append(timeout)
 
     def close(self):
         self.is_closed = True
@@ -169,6 +171,20 @@ def test_a_collection_that_the_server_forgot_is_loaded(client):
     Connection(ADDRESS).call("search", "photos")
 
     assert client.loaded == [("photos", True)]
+
+
+def test_loading_it_has_the_time_that_is_left(client):
+    """Not all of it again."""
+    link = Connection(ADDRESS, timeout=60)
+
+    def fail_late():
+        time.sleep(0.2)
+        return PASSING["not-loaded"]
+
+    client.failures = [fail_late]
+    link.call("search", "photos")
+
+    assert client.seconds_to_load[0] <= 60 - 0.2
 
 
 def test_that_it_is_away_is_said_once(client, caplog):

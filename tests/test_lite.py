@@ -15,6 +15,7 @@ import time
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from llama_index_clip_ext import (
     create_vector_store,
     ingest_images,
 )
-from llama_index_clip_ext.lite import lock_holder
+from llama_index_clip_ext.lite import _release_server, lock_holder
 from llama_index_clip_ext.vectors import l2_normalize
 
 # Milvus Lite drops the log of a flush that failed, and Python finds it open.
@@ -285,6 +286,30 @@ def test_a_damaged_file_is_named(path):
     schema.write_text(whole)
     with create_vector_store(MODEL, uri=path) as store:
         assert store.get_ids() == ["a"]
+
+
+def test_a_file_is_unlocked_after_what_is_still_written():
+    """A call that was struck by Ctrl-C may go on in Milvus Lite's own thread."""
+    from milvus_lite.server_manager import server_manager_instance
+
+    happened = []
+
+    class Server:
+        def stop(self, grace):
+            is_done = threading.Event()
+
+            def write():
+                happened.append("written")
+                is_done.set()
+
+            threading.Timer(0.2, write).start()
+            return is_done
+
+    database = SimpleNamespace(close=lambda: happened.append("unlocked"))
+    server_manager_instance._servers["/photos.db"] = (Server(), database, 1)
+    _release_server("/photos.db")
+    assert happened == ["written", "unlocked"]
+    assert "/photos.db" not in server_manager_instance._servers
 
 
 # Ctrl-C.

@@ -52,6 +52,7 @@ def test_format_1_is_written_and_read_to_the_letter():
         "null",
         "7",
         "[]",
+        "[" * 100_000,
         "{}",
         '{"format": 1}',
         *(FORMAT_1 + f', "{change}}}' for change in (

@@ -11,13 +11,14 @@ demo: $(VENV)/package  ## Install and run the main job: draw, index, search, sho
 	$(BIN)/clip-ext demo --output demo-output
 
 test: $(VENV)/dev  ## Install what the tests need and run them.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --benchmark-disable
 
 faults: $(VENV)/dev  ## Kill, starve, flood and deceive it; print what was tried, lost and let in.
-	CLIP_EXT_FAULTS=full $(BIN)/python -m pytest -q tests/faults
+	CLIP_EXT_FAULTS=full $(BIN)/python -m pytest --benchmark-disable -q tests/faults
+	CLIP_EXT_FAULTS=full $(BIN)/python -m pytest --benchmark-disable -q -m long --ignore=tests/faults
 
 roads: $(VENV)/dev  ## Print which roads through LlamaIndex are open to which kinds of nodes.
-	$(BIN)/python -m pytest -q tests/roads
+	$(BIN)/python -m pytest --benchmark-disable -q tests/roads
 
 check: $(VENV)/dev  ## Lint, format, types, import contracts.
 	$(BIN)/ruff check

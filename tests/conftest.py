@@ -16,6 +16,15 @@ import pytest
 from PIL import Image
 
 
+def pytest_collection_modifyitems(items):
+    """Leave what takes a server minutes to the long form, which `make faults` sets, too."""
+    if os.environ.get("CLIP_EXT_FAULTS") != "full":
+        skip = pytest.mark.skip(reason="long, on a server: set CLIP_EXT_FAULTS=full")
+        for item in items:
+            if "long" in item.keywords:
+                item.add_marker(skip)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_network():
     """Fail whatever test connects to anything but this machine."""
@@ -104,6 +113,17 @@ def pictures(tmp_path) -> Path:
     for name in ("red", "green", "blue", "black", "white"):
         Image.new("RGB", (40, 30), name).save(folder / f"{name}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The address of a real Milvus server, in a folder and a network of its own."""
+    from server_process import ServerProcess
+
+    process = ServerProcess(tmp_path_factory.mktemp("milvus"))
+    process.start()
+    yield process.address
+    process.kill()
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 STARTS_WITHIN = 60
-NAMESPACE = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid"]
+# With a /proc of its own: a query node that cannot read its memory there loads no sealed segment.
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--mount-proc"]
 
 
 def server_package():
@@ -37,15 +38,23 @@ def server_package():
 class ServerProcess:
     """A server with a folder of its own, on a free port of the loopback.
 
+    Args:
+        folder: Where its data and its log are.
+        scheme: Of its address.
+        settings: Of Milvus, as it reads them from the environment.
+        **options: What pymilvus needs to reach it.
+
     Attributes:
         address: Where it is reached; the same after it was started again.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, *, scheme="http", settings=None, **options):
         self.folder = Path(folder)
+        self._settings = settings or {}
+        self._options = options
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.port = listener.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self.port}"
+        self.address = f"{scheme}://127.0.0.1:{self.port}"
         self.process = None
 
     def start(self):
@@ -63,7 +72,13 @@ class ServerProcess:
         with (self.folder / "log.txt").open("ab") as log:
             self.process = subprocess.Popen(
                 [*NAMESPACE, "--fork", "--kill-child", *command],
-                env={**os.environ, "PYTHONPATH": package},
+                # Looks each second, rather than each ten, for sealed segments that it may load.
+                env={
+                    "QUERYCOORD_UPDATENEXTTARGETINTERVAL": "1",
+                    **self._settings,
+                    **os.environ,
+                    "PYTHONPATH": package,
+                },
                 pass_fds=[listener.fileno()],
                 stdout=log,
                 stderr=log,
@@ -100,7 +115,7 @@ class ServerProcess:
         deadline = time.monotonic() + STARTS_WITHIN
         while True:
             try:
-                client = MilvusClient(self.address, timeout=2)
+                client = MilvusClient(self.address, timeout=2, **self._options)
                 client.list_collections()
                 client.close()
                 return

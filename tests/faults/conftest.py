@@ -47,15 +47,6 @@ def rng():
     return random.Random(seed)
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    """A real Milvus server that runs during all harnesses; for one to kill, `own_server`."""
-    process = ServerProcess(tmp_path_factory.mktemp("milvus"))
-    process.start()
-    yield process.address
-    process.kill()
-
-
 @pytest.fixture
 def own_server(tmp_path):
     """A real Milvus server for the test to kill, pause and start again."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from llama_index.core.schema import BaseNode, MetadataMode
 from numpy.typing import NDArray
 
+from .background import write_in_own_thread
 from .dual_encoder import DualEncoderEmbedding
 from .models import ScoreStatistics
 from .rows import Modality
@@ -90,13 +90,14 @@ async def acalibrate_scores(
     seed: int = 0,
 ) -> dict[str, ScoreStatistics]:
     """Do what `calibrate_scores` does, off the event loop."""
-    return await asyncio.to_thread(
-        calibrate_scores,
-        embed_model,
-        vector_store,
-        texts=texts,
-        sample_size=sample_size,
-        seed=seed,
+    return await write_in_own_thread(
+        lambda: calibrate_scores(
+            embed_model,
+            vector_store,
+            texts=texts,
+            sample_size=sample_size,
+            seed=seed,
+        )
     )
 
 

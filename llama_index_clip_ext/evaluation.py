@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from llama_index.core.evaluation import MRR, HitRate
 from llama_index.core.schema import QueryBundle
 from tqdm.auto import tqdm
 
+from .background import read_in_own_thread
 from .images import ImageFailure, OnError
 from .metrics import Estimate, bootstrap_means, nearest
 from .pairs import Pairs, find_pairs
@@ -82,8 +82,8 @@ class RetrievalEvaluation:
             import matplotlib.pyplot as plt
         except ImportError as err:
             raise ImportError(
-                "plot() draws with matplotlib, which is not installed: pip install matplotlib, or "
-                "this package with its extra [plot]"
+                "plot() draws with matplotlib, which is not installed: pip install matplotlib (the "
+                "extra 'plot' of this package)"
             ) from err
         figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
         directions = {
@@ -138,8 +138,8 @@ def evaluate_retrieval(
             ``relevant_docs``, whose ids are those of nodes. A text may come with several images:
             each is right; and an image with several texts.
         ks: Numbers of hits.
-        on_missing: For a pair whose image is not in the collection, or cannot be read: raise, or
-            leave the pair out and list it in ``skipped``.
+        on_missing: For a pair whose image is not in the collection, or cannot be read, or whose
+            text is empty: raise, or leave the pair out and list it in ``skipped``.
         confidence: Of the intervals, such as 0.95. They are percentile bootstraps over queries,
             taken as independent: several texts of each image make them somewhat too narrow.
         n_resamples: Bootstrap resamples.
@@ -149,9 +149,9 @@ def evaluate_retrieval(
     Raises:
         ImageLoadError: If an image cannot be read and ``on_missing`` is ``"raise"``; carries the
             pair's index.
-        ValueError: If images are not in the collection and ``on_missing`` is ``"raise"``; if there
-            are no pairs, or none is left; if ``ks``, ``confidence`` or the retriever's modality is
-            impossible.
+        ValueError: If images are not in the collection, or texts are empty, and ``on_missing`` is
+            ``"raise"``; if there are no pairs, or none is left; if ``ks``, ``confidence`` or the
+            retriever's modality is impossible.
         TypeError: If a pair is not a text and an image.
 
     Source:
@@ -197,16 +197,17 @@ async def aevaluate_retrieval(
     show_progress: bool = False,
 ) -> RetrievalEvaluation:
     """Do what `evaluate_retrieval` does, off the event loop."""
-    return await asyncio.to_thread(
-        evaluate_retrieval,
-        retriever,
-        pairs,
-        ks=ks,
-        on_missing=on_missing,
-        confidence=confidence,
-        n_resamples=n_resamples,
-        seed=seed,
-        show_progress=show_progress,
+    return await read_in_own_thread(
+        lambda: evaluate_retrieval(
+            retriever,
+            pairs,
+            ks=ks,
+            on_missing=on_missing,
+            confidence=confidence,
+            n_resamples=n_resamples,
+            seed=seed,
+            show_progress=show_progress,
+        )
     )
 
 

@@ -30,7 +30,7 @@ Features: TypeAlias = NDArray[np.float32]
 
 _MODEL, _WEIGHTS, _REPORT = "model.xml", "model.bin", "report.json"
 
-_INSTALL = 'pip install "llama-index-clip-ext[int8]"'
+_INSTALL = "pip install nncf openvino (the extra 'int8' of this package)"
 
 # How much of the spread of channels SmoothQuant moves from activations to weights.
 _SMOOTHING = 0.6

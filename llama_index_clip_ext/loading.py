@@ -262,7 +262,9 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except ImportError as err:
         # SiglipTokenizer needs sentencepiece, which no other of the supported ones does.
-        hint = "; pip install sentencepiece" if "sentencepiece" in str(err).lower() else ""
+        is_missing = "sentencepiece" in str(err).lower()
+        hint = "; pip install sentencepiece (the extra 'siglip' of this package)"
+        hint = hint if is_missing else ""
         raise ModelLoadError(f"{what}: {err}{hint}") from err
     except Exception as err:
         raise ModelLoadError(f"{what}: {err}") from err

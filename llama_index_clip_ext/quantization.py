@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from .background import write_in_own_thread
 from .checkpoint import Checkpoint
 from .dual_encoder import DualEncoderEmbedding
 from .encoder import Encoder
@@ -131,15 +131,16 @@ async def aquantize_images(
     show_progress: bool = False,
 ) -> Int8Report:
     """Do what `quantize_images` does, off the event loop."""
-    return await asyncio.to_thread(
-        quantize_images,
-        embed_model,
-        images,
-        n_images=n_images,
-        min_cosine=min_cosine,
-        min_top10_overlap=min_top10_overlap,
-        seed=seed,
-        show_progress=show_progress,
+    return await write_in_own_thread(
+        lambda: quantize_images(
+            embed_model,
+            images,
+            n_images=n_images,
+            min_cosine=min_cosine,
+            min_top10_overlap=min_top10_overlap,
+            seed=seed,
+            show_progress=show_progress,
+        )
     )
 
 

@@ -76,7 +76,7 @@ def measure_throughput(
         embed_model: The model to index with.
         uri: Where to store the pictures meanwhile, in a collection of its own that is dropped
             afterwards; ``None`` is an embedded file that is removed.
-        token: Of a server.
+        token: Of the server.
         n_images: Pictures to measure by, the first of the source.
 
     Raises:

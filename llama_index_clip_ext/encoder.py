@@ -578,6 +578,11 @@ class Encoder:
         return rows
 
     @property
+    def text_tokenizer(self) -> TextTokenizer:
+        """The tokenizer of the text tower; it is read on first use."""
+        return self._text_tokenizer
+
+    @property
     def _text_tokenizer(self) -> TextTokenizer:
         with self._lock:
             if self._tokenizer is None:

@@ -19,7 +19,6 @@ from .errors import ImageLoadError
 from .urls import MAX_BYTES, Fetched
 
 # A caption is read no further, by far more than Milvus stores of a text.
-_MAX_CAPTION_BYTES = 2**20
 
 
 def list_files(
@@ -89,36 +88,13 @@ def read_file(file: OpenFile) -> Fetched:
     """
     # A copy, because one that is open notes so in itself, and may be open in another thread.
     with copy.copy(file) as stream:
-        content = _read_up_to(stream, MAX_BYTES + 1)
+        content = read_up_to(stream, MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ImageLoadError(f"more than {MAX_BYTES} bytes, the most that is read of a picture")
     return Fetched(content, address(file))
 
 
-def read_sidecar(file: OpenFile) -> str:
-    """Return the text of ``NAME.txt`` beside ``NAME.jpg``; empty if there is none.
-
-    Raises:
-        ImageLoadError: If it cannot be read.
-    """
-    sidecar = posixpath.splitext(file.path)[0] + ".txt"
-    try:
-        with file.fs.open(sidecar, "rb") as stream:
-            content = _read_up_to(stream, _MAX_CAPTION_BYTES + 1)
-        if len(content) > _MAX_CAPTION_BYTES:
-            raise ValueError(f"more than {_MAX_CAPTION_BYTES} bytes")
-        text = content.decode("utf-8-sig")
-        return text.replace("\r\n", "\n").replace("\r", "\n").strip()
-    except FileNotFoundError:
-        return ""
-    except Exception as err:  # Whatever the libraries of file systems raise.
-        name = posixpath.basename(sidecar)
-        raise ImageLoadError(
-            f"its caption {name} cannot be read ({err}); save it as UTF-8"
-        ) from err
-
-
-def _read_up_to(stream: Any, most: int) -> bytes:
+def read_up_to(stream: Any, most: int) -> bytes:
     """Read a stream to its end, or that far: some give less at a time than they were asked for."""
     content = bytearray()
     while len(content) < most and (block := stream.read(most - len(content))):

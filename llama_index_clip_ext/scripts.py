@@ -28,6 +28,11 @@ def cjk_share(text: str) -> float:
     return sum(_CJK.match(letter) is not None for letter in letters) / len(letters)
 
 
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text is seen: spaces, zero-width and control characters are not."""
+    return not any(letter.isprintable() and not letter.isspace() for letter in text)
+
+
 def is_unicode(text: str) -> bool:
     """Whether a text can be written as UTF-8: without the halves of UTF-16's pairs."""
     return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -49,6 +49,17 @@ class TextTokenizer:
         ]
         return rows
 
+    @property
+    def room(self) -> int:
+        """Tokens of a text that the context has room for, beside the special ones."""
+        return self.context_length - sum(self._marks)
+
+    def body(self, text: str) -> list[int]:
+        """Return a text's tokens without special ones, however many there are."""
+        n_start, n_end = self._marks
+        (row,) = self.tokenize([text])
+        return row[n_start : len(row) - n_end]
+
     def windows(self, row: list[int]) -> list[list[int]]:
         """Cut tokens into pieces that fit the context, each with special tokens of its own.
 
@@ -62,7 +73,7 @@ class TextTokenizer:
             return [row]
         n_start, n_end = self._marks
         start, body, end = row[:n_start], row[n_start : len(row) - n_end], row[len(row) - n_end :]
-        room = self.context_length - n_start - n_end
+        room = self.room
         return [start + body[at : at + room] + end for at in range(0, len(body), room)]
 
     def pad(self, rows: list[list[int]]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Names are handed out on first use, so that importing the package stays quick and loads no torch.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
     from .dual_encoder import DualEncoderEmbedding, ImageEmbeddings
     from .embedding import ChineseCLIPEmbedding, CLIPEmbedding, load_embedding
     from .errors import (
+        AnswerTooLargeError,
         CaptionError,
         ClipExtError,
+        CollectionNotFoundError,
         DimensionMismatchError,
         EmbeddingError,
         EmbeddingSpaceMismatchError,
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnswerTooLargeError",
     "BilingualRetriever",
     "CLIPEmbedding",
     "CLIPMilvusVectorStore",
@@ -63,6 +67,7 @@ __all__ = [
     "CaptionError",
     "ChineseCLIPEmbedding",
     "ClipExtError",
+    "CollectionNotFoundError",
     "DimensionMismatchError",
     "DualEncoderEmbedding",
     "EmbeddingError",
@@ -150,12 +155,22 @@ _NAMES_OF = {
 _HOME_OF = {name: room for room, names in _NAMES_OF.items() for name in names}
 
 
+def _register_index() -> None:
+    """Have load_index_from_storage know our index, whichever names are imported."""
+    if "llama_index.core" in sys.modules:
+        import_module(".index_struct", __name__)
+
+
+_register_index()
+
 if not TYPE_CHECKING:  # To a type checker, a name that is not imported above is a mistake.
 
     def __getattr__(name: str) -> Any:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f".{_HOME_OF.get(name, 'errors')}", __name__), name)
+        value = getattr(import_module(f".{_HOME_OF.get(name, 'errors')}", __name__), name)
+        _register_index()
+        return value
 
 
 def __dir__() -> list[str]:

@@ -47,6 +47,17 @@ DtypeOption = Annotated[
     Literal["auto", "float32", "float16", "bfloat16", "int8"],
     typer.Option(help="Arithmetic of the model; auto is what is fast and safe on the device."),
 ]
+Namespace = Annotated[
+    str,
+    typer.Option(
+        help="Part of the images' ids, for computers that share a collection and have different "
+        "files at one path."
+    ),
+]
+Wait = Annotated[
+    bool,
+    typer.Option(help="Wait until a server has indexed what was written, if it is much."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines, for programs.")]
 
 
@@ -105,6 +116,18 @@ def index(
         Literal["standard", "english", "chinese"] | None,
         typer.Option(help="Search captions by words, too."),
     ] = None,
+    namespace: Namespace = "",
+    metadata: Annotated[
+        Literal["keep", "replace"],
+        typer.Option(help="Keep tags and captions that were stored with an image, or drop them."),
+    ] = "keep",
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Embed images again whose vectors may not be an image tower's."
+        ),
+    ] = False,
+    wait: Wait = True,
     device: Device = "auto",
     dtype: DtypeOption = "auto",
     as_json: AsJson = False,
@@ -113,11 +136,15 @@ def index(
 
     Example: clip-ext index ./photos --model clip-ViT-B-32 --uri ./photos.db
     """
-    from .ingest import ingest_items
+    from .ingest import IngestOptions, ingest_items
     from .interruption import stop_on_interrupt
     from .nodes import list_images, no_images
     from .store import create_vector_store
 
+    token = _token_for(uri, token)
+    options = IngestOptions(
+        batch_size=batch_size, namespace=namespace, metadata=metadata, repair=repair
+    )
     paths = [path for one in folder for path in list_images(one, recursive=recursive)]
     if not paths:
         raise no_images(" ".join(folder))
@@ -137,15 +164,21 @@ def index(
         stop_on_interrupt() as stop,
     ):
         task = progress.add_task("Indexing", total=len(paths))
+
+        def show(report: IngestReport) -> None:
+            progress.update(task, completed=report.total)
+            if report.total == len(paths):
+                progress.stop()  # A bar of the server's index may follow.
+
         with _reported(as_json):
             report = ingest_items(
                 paths,
                 embed_model=embed_model,
                 vector_store=vector_store,
-                batch_size=batch_size,
-                on_error="skip",
-                captions="sidecar",
-                on_progress=lambda report: progress.update(task, completed=report.total),
+                options=options,
+                on_progress=show,
+                wait_for_index=wait,
+                show_progress=sys.stderr.isatty(),
                 stop=stop,
             )
     _print_report(report, as_json)
@@ -174,13 +207,19 @@ def sync(
     ] = False,
     checksum: Annotated[
         bool,
-        typer.Option("--checksum", help="Read every file; else size and time of change count."),
+        typer.Option(
+            "--checksum",
+            help="Read every file; else size and time of change count. Embed images again whose "
+            "vectors may not be an image tower's.",
+        ),
     ] = False,
     report: Annotated[
         Path | None, typer.Option(help="File for a line of JSON per image: what became of it.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
     recursive: Annotated[bool, typer.Option(help="Look into the folder's folders.")] = True,
+    namespace: Namespace = "",
+    wait: Wait = True,
     device: Device = "auto",
     dtype: DtypeOption = "auto",
     as_json: AsJson = False,
@@ -194,6 +233,7 @@ def sync(
     from .store import create_vector_store
     from .sync import resolve_folder, sync_images
 
+    token = _token_for(uri, token)
     resolve_folder(folder)  # Before a collection is made.
     with ExitStack() as stack:
         if dry_run:  # No collection is made by it.
@@ -215,6 +255,8 @@ def sync(
             batch_size=batch_size,
             recursive=recursive,
             show_progress=sys.stderr.isatty(),
+            namespace=namespace,
+            wait_for_index=wait,
         )
     _print_report(result, as_json)
     if not result.total:
@@ -308,7 +350,7 @@ def bench(
         (path for one in folder for path in list_images(one)),
         embed_model=_load_model(model, device, dtype, batch_size),
         uri=uri,
-        token=token,
+        token=_token_for(uri or "", token),
         n_images=images,
     )
     print(json.dumps(asdict(report), ensure_ascii=False) if as_json else report)
@@ -370,12 +412,14 @@ def info(
     from .collection import read_passport
     from .connection import split_credentials
 
+    token = _token_for(uri, token)
     passport, count = read_passport(uri=uri, token=token, collection_name=collection)
     address, _ = split_credentials(uri)
     facts: dict[str, Any] = {"uri": address, "collection": collection, "rows": count}
     if passport:
         facts |= {**asdict(passport.space), "metric": passport.metric, "package": passport.package}
         facts |= {"full_text": passport.full_text, "calibrated": bool(passport.calibration)}
+        facts |= {"format": passport.format, "provenance": passport.provenance}
     else:
         facts["model"] = "unknown: not made by this package"
     if as_json:
@@ -518,6 +562,7 @@ def _opened(
     from .collection import passport_of
     from .store import create_vector_store
 
+    token = _token_for(uri, token)
     with passport_of(uri, token, collection) as passport:
         if model is None and passport is None:
             raise typer.BadParameter("the collection does not say which model made it; --model?")
@@ -526,6 +571,13 @@ def _opened(
             embed_model, uri=uri, token=token, collection_name=collection
         ) as vector_store:
             yield embed_model, vector_store
+
+
+def _token_for(uri: str, token: str) -> str:
+    """Leave out a token of the environment, which is some server's, for an embedded file."""
+    from .lite import is_lite
+
+    return "" if is_lite(uri) and token == os.environ.get("MILVUS_TOKEN") else token
 
 
 def _progress() -> Any:
@@ -558,6 +610,7 @@ def _print_report(report: IngestReport, as_json: bool) -> None:
     for failure in report.failed:
         print(json.dumps({"status": "failed", **asdict(failure)}, ensure_ascii=False))
     counts = {**asdict(report), "failed": len(report.failed), "seconds": round(report.seconds, 3)}
+    counts["captions_skipped"] = len(report.captions_skipped)
     counts["images_per_second"] = round(report.images_per_second, 2)
     print(json.dumps({"status": "done", **counts}))
 

@@ -6,13 +6,16 @@ import logging
 import os
 import threading
 import time
-from collections import Counter
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import Any, TypeVar
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypedDict, TypeVar
 from urllib.parse import urlparse
 
 import grpc
@@ -28,7 +31,12 @@ from tenacity import (
 )
 
 from . import lite
-from .errors import StoreError, StoreUnavailableError
+from .errors import (
+    AnswerTooLargeError,
+    CollectionNotFoundError,
+    StoreError,
+    StoreUnavailableError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +49,9 @@ _LONGEST_TIMEOUT = 1e9  # More than that is none at all to gRPC.
 _FIRST_WAIT = 0.1  # Between two tries; doubled each time, and as much again by chance.
 _LONGEST_WAIT = 2.0
 _POLL = 0.1  # Between two looks at a collection that is being loaded.
+# What a server may take to begin with it, whatever the timeout of a call.
+_LOADS_WITHIN = 20.0
+_SAY_LOADING = 5.0  # How often to say that it still is.
 
 # gRPC would take a minute to find that a connection leads nowhere, as to a machine that is gone,
 # and wait up to two before it connects again to a server that was long away; and it would share
@@ -51,6 +62,8 @@ _GRPC_OPTIONS = {
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 2_000,
 }
+# What gRPC says of a certificate that is none of a CA's, or of another host.
+_UNTRUSTED_SAID = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
 _PASSING_STATUS = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -73,6 +86,36 @@ _PASSING_CODES = frozenset(
 # Also what pymilvus gives to whatever has no code.
 _MAY_BE_NOT_READY = 1
 _NOT_READY_SAID = ("service not ready", "service unavailable")
+_NO_COLLECTION = 100
+# An answer beyond gRPC's limit (64 MiB from a server, 256 MiB from Milvus Lite), or beyond
+# quotaAndLimits.limits.maxOutputSize, which 2.3 says of what a query node collects, too.
+_TOO_LARGE_SAID = ("message larger than max", "exceed the limit size", "maxOutputSize")
+
+# Threads that answer asynchronous calls of one store; a server that hangs blocks these alone.
+_WORKERS = 32
+_LITE_WORKERS = 4  # One at a time uses an embedded file.
+
+# When an asynchronous call has to be answered, on the clock of `time.monotonic`.
+_DEADLINE: ContextVar[float | None] = ContextVar("deadline", default=None)
+_FIRST_DEADLINE: ContextVar[float | None] = ContextVar("first_deadline", default=None)
+
+
+class TLSOptions(TypedDict, total=False):
+    """What pymilvus takes to reach a server with its own CA or with client certificates.
+
+    Attributes:
+        server_pem_path: File with the certificate of the server or of its CA.
+        server_name: Name in the server's certificate, where the address has another.
+        ca_pem_path: File with the CA's certificate.
+        client_pem_path: File with the client's certificate, for a server that asks for one.
+        client_key_path: File with the client's key.
+    """
+
+    server_pem_path: str
+    server_name: str
+    ca_pem_path: str
+    client_pem_path: str
+    client_key_path: str
 
 
 class Connection:
@@ -91,10 +134,13 @@ class Connection:
         db_name: str = "",
         *,
         timeout: float = DEFAULT_TIMEOUT,
+        tls: TLSOptions | None = None,
     ) -> None:
         """Reach a database.
 
         Raises:
+            ValueError: If an option is for servers only and this is an embedded file, or the TLS
+                options are incomplete.
             StoreUnavailableError: If a server does not answer in time.
             StoreLockedError: If another process holds the embedded file.
             StoreError: If the database cannot be opened for another reason.
@@ -105,32 +151,41 @@ class Connection:
                 f"{_LONGEST_TIMEOUT:g}"
             )
         address, credentials = split_credentials(os.fspath(uri))
-        token = token or credentials
         self.timeout = timeout
         self.is_lite = lite.is_lite(address)
         self._pid = os.getpid()
         self._lock: AbstractContextManager[Any] = nullcontext()
-        self._made: Counter[str] = Counter()
+        self._file_lock: lite.FileLock | None = None
+        self._workers: ThreadPoolExecutor | None = None
         self._is_closed = False
         self._closing = threading.Lock()
         self._has_told = False
         self._telling = threading.Lock()
         if self.is_lite:
+            lite.lite_path(address, make=False)
+            _refuse_server_options(token=token, db_name=db_name, tls=tls)
             self.address = lite.lite_path(address)
-            self._client, file_lock = lite.connect(self.address)
-            self._lock, self._made = file_lock, file_lock.made
-            return
-        self.address = address
-        _warn_if_exposed(address, has_token=bool(token))
-        try:
-            self._client = self._tried(
-                "connecting", lambda left: _server_client(address, token, db_name, left())
-            )
-        except MilvusException as err:
-            raise StoreError(
-                f"cannot reach Milvus at {address}: {_reason(err)}; are the address, token and "
-                "db_name right?"
-            ) from err
+            self._client, self._file_lock = lite.connect(self.address)
+            self._lock = self._file_lock
+            self._finalizer = weakref.finalize(self, _ABANDONED.put, (self._client, self.address))
+        else:
+            self.address = address
+            token = token or credentials
+            _check_tls(address, tls or {})
+            _warn_if_exposed(address, has_token=bool(token))
+            try:
+                self._client = self._retry(
+                    "connecting", lambda left: _server_client(address, token, db_name, left(), tls)
+                )
+            except MilvusException as err:
+                raise StoreError(
+                    f"cannot reach Milvus at {address}: {_reason(err)}; check the address, token, "
+                    "db_name and certificates"
+                ) from err
+            self._finalizer = weakref.finalize(self, _ABANDONED.put, (self._client, None))
+        # The process's end closes everything by itself.
+        self._finalizer.atexit = False
+        _start_closer()
 
     @property
     def client(self) -> MilvusClient:
@@ -140,9 +195,12 @@ class Connection:
             StoreError: If the connection is closed, or was made in another process.
         """
         self._check_process()
+        self._check_open()
+        return self._client
+
+    def _check_open(self) -> None:
         if self._is_closed:
             raise StoreError(f"the store of {self.address!r} is closed; open it again")
-        return self._client
 
     @property
     def lock(self) -> AbstractContextManager[Any]:
@@ -170,14 +228,24 @@ class Connection:
 
         Raises:
             StoreUnavailableError: If the server did not do it in time.
-            StoreError: If the connection is closed, or does not let the call through.
-            MilvusException: If Milvus refuses it.
+            AnswerTooLargeError: If the answer exceeds what one message holds.
+            StoreError: If the connection is closed, or Milvus refuses the call; its cause is
+                pymilvus's exception.
         """
-        if self.is_lite:
+        doing = f"{method} of collection {args[0]!r}" if args else method
+        try:
+            return self._called(doing, method, args, kwargs)
+        except (MilvusException, grpc.RpcError) as err:
+            raise self._error(err, doing) from err
+
+    def _called(self, doing: str, method: str, args: Any, kwargs: Any) -> Any:
+        if self._file_lock:
             with self.lock, _quietly():
                 result = getattr(self.client, method)(*args, **kwargs)
                 if method == "create_collection":
-                    self._made[args[0]] += 1
+                    self._file_lock.created[args[0]] += 1
+                    self._file_lock.corpora.pop(args[0], None)
+                    self._file_lock.unflushed.pop(args[0], None)
                 return result
 
         def attempt(left: Callable[[], float]) -> Any:
@@ -189,21 +257,133 @@ class Connection:
                     self.client.load_collection(args[0], timeout=left(), _async=True)
                 raise
 
-        doing = f"{method} of collection {args[0]!r}" if args else method
-        return self._tried(doing, attempt)
+        return self._retry(doing, attempt)
 
-    def n_made(self, collection_name: str) -> int:
-        """Return how often a collection of an embedded file was made meanwhile; 0 of a server."""
-        return self._made[collection_name]
+    def _error(self, err: Exception, doing: str) -> StoreError:
+        """Return the package's error for one of pymilvus's or gRPC's."""
+        reason = _reason(err)
+        if any(said in reason for said in _TOO_LARGE_SAID):
+            return AnswerTooLargeError(
+                f"the answer of Milvus at {self.address} to {doing} exceeds what one message "
+                f"holds: {reason}; ask for fewer rows"
+            )
+        if isinstance(err, MilvusException) and _code(err) == _NO_COLLECTION:
+            return CollectionNotFoundError(
+                f"{doing} in {self.address} failed: the collection does not exist; if it was "
+                "dropped or renamed, open the store again with create_vector_store, which creates "
+                f"it ({reason})"
+            )
+        return StoreError(f"{refusal(self.address)} {doing}: {reason}")
+
+    def created(self, collection_name: str) -> int:
+        """Return how often an embedded file's collection was created meanwhile; 0 of a server."""
+        return self._file_lock.created[collection_name] if self._file_lock else 0
+
+    @property
+    def file_lock(self) -> lite.FileLock:
+        """What the stores of an embedded file share.
+
+        Raises:
+            StoreError: If it is a server.
+        """
+        if self._file_lock is None:
+            raise StoreError(f"{self.address} is not an embedded file")
+        return self._file_lock
 
     def load(self, collection_name: str) -> None:
-        """Have a collection loaded; wait as long as a server says that it is at it."""
+        """Have a collection loaded; wait as long as a server makes progress with it.
+
+        A collection that is loaded already is left alone: a role that only reads may not load.
+
+        Raises:
+            StoreUnavailableError: If a server makes no progress within the timeout.
+        """
         if self.is_lite:
             self.call("load_collection", collection_name)
             return
-        self.call("load_collection", collection_name, _async=True)
-        while self.call("get_load_state", collection_name)["state"] == LoadState.Loading:
+        if self._load_state(collection_name)[0] == LoadState.Loaded:
+            return
+        try:
+            self.call("load_collection", collection_name, _async=True)
+        except StoreError as err:
+            if not _reason(err.__cause__).startswith("PERMISSION_DENIED"):
+                raise
+            # A role that only reads may not load, and before Milvus 2.4.10 may not even ask whether
+            # the collection is loaded. If it is not, the first read says so.
+            return
+        started = moved = told = time.monotonic()
+        progress, patience = -1, max(self.timeout, _LOADS_WITHIN)
+        while True:
+            state, loaded = self._load_state(collection_name)
+            if state != LoadState.Loading:
+                return
+            now = time.monotonic()
+            if loaded > progress:
+                progress, moved = loaded, now
+            elif now - moved > patience:
+                raise StoreUnavailableError(
+                    f"Milvus at {self.address} has been loading collection {collection_name!r} for "
+                    f"{now - started:.0f} s and is stuck at {progress} %; it may lack memory, or a "
+                    "query node. Look at the server's log, and open the store again; timeout= is "
+                    f"how long to wait for progress (now {patience:g} s)",
+                    address=self.address,
+                )
+            if now - told > _SAY_LOADING:
+                told = now
+                logger.warning(
+                    "Milvus at %s is loading collection %r: %d %% after %.0f s",
+                    *(self.address, collection_name, progress, now - started),
+                )
             time.sleep(_POLL)
+
+    def _load_state(self, collection_name: str) -> tuple[LoadState, int]:
+        """Return whether a collection is loaded, and the percentage that is."""
+        try:
+            answer = self.call("get_load_state", collection_name)
+        except StoreUnavailableError:
+            raise
+        except StoreError:
+            return LoadState.NotLoad, 0  # A role that may not ask; loading will tell.
+        # pymilvus gives the progress as a number or as text such as "40%".
+        progress = str(answer.get("progress", 0)).rstrip("%")
+        return answer["state"], int(progress) if progress.isdecimal() else 0
+
+    @property
+    def executor(self) -> ThreadPoolExecutor:
+        """Threads for asynchronous calls, so that none waits for the loop's own.
+
+        Raises:
+            StoreError: If the connection is closed, or was made in another process.
+        """
+        self._check_process()
+        with self._closing:
+            self._check_open()
+            if self._workers is None:
+                count = _LITE_WORKERS if self.is_lite else _WORKERS
+                self._workers = ThreadPoolExecutor(count, "clip-store")
+            return self._workers
+
+    def begin_in_time(self, function: Callable[[], T]) -> Callable[[], T]:
+        """Return a function whose first call of a server ends with the timeout, counted from now.
+
+        What it does after that may take longer: many nodes are added in several calls.
+        """
+        latest = time.monotonic() + self.timeout
+
+        def begin() -> T:
+            _FIRST_DEADLINE.set(latest)  # In a context that is the function's own.
+            if not self.is_lite and time.monotonic() > latest:
+                raise self._waited("a call")
+            return function()
+
+        return begin
+
+    def _waited(self, doing: str) -> StoreUnavailableError:
+        return StoreUnavailableError(
+            f"Milvus at {self.address} did not answer: {doing} waited {self.timeout:g} s for other "
+            "calls of this store that are not answered, either",
+            address=self.address,
+        )
 
     def close(self) -> None:
         """Let go of the database; the last to close an embedded file unlocks it."""
@@ -213,6 +393,9 @@ class Connection:
             if self._is_closed:
                 return
             self._is_closed = True
+            self._finalizer.detach()
+            if self._workers:
+                self._workers.shutdown(wait=False)
         try:
             with suppress(StoreError), self.lock:
                 pass  # After the call that another thread may be in; or its file has failed.
@@ -229,7 +412,7 @@ class Connection:
                 f"in this one, {os.getpid()}, which was forked; call create_vector_store here"
             )
 
-    def _tried(self, doing: str, attempt: Callable[[Callable[[], float]], T]) -> T:
+    def _retry(self, doing: str, attempt: Callable[[Callable[[], float]], T]) -> T:
         """Try until it succeeds, fails for good, or the time is up.
 
         Args:
@@ -237,13 +420,17 @@ class Connection:
             attempt: Takes what tells the seconds that are left.
         """
         started = time.monotonic()
+        given = [one for one in (_DEADLINE.get(), _FIRST_DEADLINE.get()) if one is not None]
+        deadline = min([*given, started + self.timeout])
+        if deadline <= started:
+            raise self._waited(doing)
 
         def left() -> float:
-            return max(self.timeout - (time.monotonic() - started), _FIRST_WAIT)
+            return max(deadline - time.monotonic(), _FIRST_WAIT)
 
         retrying = Retrying(
             retry=retry_if_exception(is_passing),
-            stop=stop_before_delay(self.timeout),
+            stop=stop_before_delay(deadline - started),
             wait=wait_exponential_jitter(_FIRST_WAIT, _LONGEST_WAIT, jitter=_FIRST_WAIT),
             before_sleep=self._tell,
             reraise=True,
@@ -253,10 +440,6 @@ class Connection:
                 result = retrying(lambda: attempt(left))
         except Exception as err:
             if not is_passing(err):
-                if isinstance(err, grpc.RpcError):  # Which has no message of its own.
-                    raise StoreError(
-                        f"Milvus at {self.address} refuses {doing}: {_reason(err)}"
-                    ) from err
                 raise
             seconds = time.monotonic() - started
             raise StoreUnavailableError(
@@ -267,6 +450,7 @@ class Connection:
                 address=self.address,
             ) from err
         self._has_told = False
+        _FIRST_DEADLINE.set(None)
         return result
 
     def _tell(self, state: RetryCallState) -> None:
@@ -331,19 +515,29 @@ def _check_address(address: str, separator: str) -> None:
         )
 
 
+def refusal(address: str) -> str:
+    """Return what an error begins with where Milvus refuses a call."""
+    return f"Milvus at {address} refuses"
+
+
 def is_passing(err: BaseException | None) -> bool:
     """Whether a failure is none of the caller's, and may pass by itself."""
     if isinstance(err, grpc.RpcError):
-        return err.code() in _PASSING_STATUS
+        is_refused = any(said in (err.details() or "") for said in _UNTRUSTED_SAID)
+        return err.code() in _PASSING_STATUS and not is_refused
     if not isinstance(err, MilvusException):
         return False
     if err.code == _UNAVAILABLE and isinstance(err.__cause__, grpc.RpcError):
         return is_passing(err.__cause__)  # pymilvus says this of a wrong token, too.
-    # Some versions of pymilvus forget to call what gives the code.
-    code = err.code() if callable(err.code) else err.code
+    code = _code(err)
     if code == _MAY_BE_NOT_READY:
         return any(saying in err.message for saying in _NOT_READY_SAID)
     return code in _PASSING_STATUS or code in _PASSING_CODES
+
+
+def _code(err: MilvusException) -> Any:
+    # Some versions of pymilvus forget to call what gives the code.
+    return err.code() if callable(err.code) else err.code
 
 
 def _reason(err: BaseException | None) -> str:
@@ -354,8 +548,52 @@ def _reason(err: BaseException | None) -> str:
     return str(err.message if isinstance(err, MilvusException) else err)
 
 
-def _server_client(address: str, token: str, db_name: str, timeout: float) -> MilvusClient:
+def _refuse_server_options(*, token: str, db_name: str, tls: TLSOptions | None) -> None:
+    """Refuse what an embedded file would ignore, such as the database that keeps tenants apart.
+
+    Raises:
+        ValueError: If there is any.
+    """
+    given = {"token": token, "db_name": db_name, **(tls or {})}
+    for name, value in given.items():
+        if value:
+            raise ValueError(
+                f"{name} is for a Milvus server, and uri is an embedded file, which has neither "
+                "databases nor passwords; leave it out, or keep collections apart by another .db "
+                "file or collection_name"
+            )
+
+
+def _check_tls(address: str, tls: TLSOptions) -> None:
+    """Refuse TLS options that would be ignored, and files that do not exist.
+
+    Raises:
+        ValueError: If the address is not https, or a client's certificate comes without its key
+            or CA.
+        StoreError: If a file does not exist.
+    """
+    if not tls:
+        return
+    if urlparse(address).scheme.lower() != "https":
+        raise ValueError(f"{next(iter(tls))} is for TLS, and uri is {address!r}; use https://")
+    mutual = ("ca_pem_path", "client_pem_path", "client_key_path")
+    given = [name for name in mutual if tls.get(name)]
+    if given and len(given) < len(mutual) and given != ["ca_pem_path"]:
+        missing = [name for name in mutual if name not in given]
+        raise ValueError(f"{given[0]} also needs {' and '.join(missing)}")
+    for name, path in tls.items():
+        if name != "server_name" and not Path(str(path)).is_file():
+            raise StoreError(f"{name} is {path!r}: no such file")
+
+
+def _server_client(
+    address: str, token: str, db_name: str, timeout: float, tls: TLSOptions | None
+) -> MilvusClient:
     """Reach a server by a channel of its own."""
+    options = dict(tls or {})
+    if "client_pem_path" not in options and (ca := options.pop("ca_pem_path", None)):
+        # pymilvus reads a CA beside a client's certificate only; alone, it calls it the server's.
+        options.setdefault("server_pem_path", ca)
     client = MilvusClient(
         address,
         token=token,
@@ -363,6 +601,7 @@ def _server_client(address: str, token: str, db_name: str, timeout: float) -> Mi
         timeout=timeout,
         dedicated=True,
         grpc_options=_GRPC_OPTIONS,
+        **options,
     )
     if not client._config.is_global:
         # pymilvus would connect anew, one thread after another under a lock of the whole process:
@@ -403,6 +642,57 @@ def _is_loopback(host: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return address.is_loopback or (mapped is not None and mapped.is_loopback)
+
+
+@contextmanager
+def answer_within(timeout: float) -> Iterator[None]:
+    """Bound what is called inside by one deadline that counts from now.
+
+    An asynchronous call copies its context here and runs later, in a thread that may first have
+    to wait for others.
+    """
+    token = _DEADLINE.set(time.monotonic() + timeout)
+    try:
+        yield
+    finally:
+        _DEADLINE.reset(token)
+
+
+# Connections whose stores were dropped without being closed. A finalizer may run anywhere, also
+# in a thread that holds the locks which closing needs: it only puts them here.
+_ABANDONED: SimpleQueue[tuple[MilvusClient, str | None]] = SimpleQueue()
+_closer: threading.Thread | None = None
+_STARTING = threading.Lock()
+
+
+def _start_closer() -> None:
+    """Start the thread that closes abandoned connections, once for each process."""
+    global _closer
+    with _STARTING:
+        if _closer is None or not _closer.is_alive():
+            _closer = threading.Thread(target=_close_abandoned, name="clip-closer", daemon=True)
+            _closer.start()
+
+
+def _close_abandoned() -> None:
+    while True:
+        client, path = _ABANDONED.get()
+        try:
+            client.close()
+            if path:
+                lite.disconnect(path)
+        except Exception:
+            logger.warning("could not close a connection that was dropped", exc_info=True)
+
+
+def _forget_closer() -> None:
+    """Forget, in a forked child, the thread and the queue of its parent."""
+    global _ABANDONED, _STARTING, _closer
+    _ABANDONED, _STARTING, _closer = SimpleQueue(), threading.Lock(), None
+
+
+if hasattr(os, "register_at_fork"):  # Not on Windows.
+    os.register_at_fork(after_in_child=_forget_closer)
 
 
 _IS_CALLING: ContextVar[bool] = ContextVar("is_calling", default=False)

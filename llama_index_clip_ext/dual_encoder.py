@@ -32,6 +32,7 @@ from PIL import Image, ImageColor
 from typing_extensions import TypedDict
 
 from . import nvjpeg
+from .background import read_in_own_thread
 from .checkpoint import Checkpoint, find_checkpoint, find_text_checkpoint
 from .devices import Dtype
 from .encoder import Encoder, ImageInputs, OnLongText, Preprocess, check_texts
@@ -41,6 +42,7 @@ from .int8 import int8_identity
 from .models import EmbeddingSpace, Family, resolve_model
 from .nodes import is_image_node
 from .prefetch import batched, prefetch
+from .provenance import remember
 from .queries import compose_query
 from .sources import (
     ImageSource,
@@ -419,6 +421,22 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             return super().get_query_embedding(query)
         return self.get_text_embedding_batch([query])[0]
 
+    def get_agg_embedding_from_queries(
+        self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
+    ) -> Embedding:
+        """Embed texts, and return LlamaIndex's mean of them, or what ``agg_fn`` makes of them."""
+        embedding = super().get_agg_embedding_from_queries(queries, agg_fn)
+        remember([embedding], "text")
+        return embedding
+
+    async def aget_agg_embedding_from_queries(
+        self, queries: list[str], agg_fn: Callable[..., Embedding] | None = None
+    ) -> Embedding:
+        """Do what `get_agg_embedding_from_queries` does, off the event loop."""
+        embedding = await super().aget_agg_embedding_from_queries(queries, agg_fn)
+        remember([embedding], "text")
+        return embedding
+
     async def aget_query_embedding(self, query: str) -> Embedding:
         """Do what `get_query_embedding` does, off the event loop."""
         if self.embeddings_cache is None:
@@ -729,7 +747,9 @@ class DualEncoderEmbedding(MultiModalEmbedding):
                 rows[key] = row
                 self._cache(key, row)
         found = np.array([rows[one.key or one.index] for one in usable], dtype=np.float32)
-        return ImageEmbeddings(found.reshape(-1, self.dim), [one.index for one in usable], failures)
+        found = found.reshape(-1, self.dim)
+        remember(found, "image")
+        return ImageEmbeddings(found, [one.index for one in usable], failures)
 
     def _cache_scope(self) -> str:
         """Return what the embeddings of images depend on but for the image."""
@@ -763,6 +783,7 @@ class DualEncoderEmbedding(MultiModalEmbedding):
             for key, row in zip(missing, rows, strict=True):
                 found[key] = row
                 cache.put(key=key, val={"embedding": row}, collection=_TEXT_CACHE_COLLECTION)
+        remember(found.values(), "text")
         return [found[key] for key in keys]
 
     async def _aget_text_embeddings_cached(self, texts: list[str]) -> list[Embedding]:
@@ -781,19 +802,22 @@ class DualEncoderEmbedding(MultiModalEmbedding):
         """Run on the model's own thread, in the caller's context, so that its traces are kept."""
         loop = asyncio.get_running_loop()
         # The first time, finding the files may take a download: not on the loop either.
-        encoder = await loop.run_in_executor(None, lambda: self.encoder)
+        encoder = await read_in_own_thread(lambda: self.encoder)
         context = contextvars.copy_context()
         return await loop.run_in_executor(encoder.executor, context.run, function)
 
     def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         rows = self.encoder.encode_texts(texts, batch_size=self.embed_batch_size)
+        remember(rows, "text")
         return list(rows.tolist())
 
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._get_text_embeddings([text])[0]
 
     def _get_query_embedding(self, query: str) -> Embedding:
-        return list(self.encoder.encode_query(query).tolist())
+        row = self.encoder.encode_query(query)
+        remember([row], "text")
+        return list(row.tolist())
 
     def _get_image_embeddings(self, img_file_paths: list[ImageSource]) -> list[Embedding]:
         batch = [*map(self._preparing(), enumerate(img_file_paths))]

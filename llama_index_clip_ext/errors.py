@@ -15,9 +15,11 @@ ClipExtError(Exception)                      catch this to catch all of ours
 ├── FilterError(ValueError)                  a metadata filter that Milvus could not answer
 ├── SyncError(RuntimeError)                  a folder that a collection must not be made equal to
 │   └── SyncRunningError                     another sync of the collection runs; carries .pid
-└── StoreError(OSError)                      the Milvus database cannot be opened
+└── StoreError(OSError)                      Milvus cannot be opened, or refuses a call
     ├── StoreLockedError                     another process holds it; carries .path and .pid
-    └── StoreUnavailableError                the server does not answer; carries .address
+    ├── CollectionNotFoundError              the collection was dropped or renamed
+    ├── StoreUnavailableError                the server does not answer; carries .address
+    └── AnswerTooLargeError                  an answer exceeds what one message of Milvus holds
 
 Each also inherits the built-in exception that a caller would guess. `IngestInterrupted` is none of
 them but a ``KeyboardInterrupt``: Ctrl-C, with the report of what was done until then.
@@ -201,7 +203,7 @@ class FilterError(ClipExtError, ValueError):
 
 
 class StoreError(ClipExtError, OSError):
-    """A Milvus database cannot be opened."""
+    """A Milvus database cannot be opened, or refuses a call; the cause is pymilvus's exception."""
 
 
 class StoreLockedError(StoreError):
@@ -216,6 +218,14 @@ class StoreLockedError(StoreError):
         super().__init__(message)
         self.path = path
         self.pid = pid
+
+
+class CollectionNotFoundError(StoreError):
+    """The collection of a store does not exist: it was dropped or renamed since it was opened."""
+
+
+class AnswerTooLargeError(StoreError):
+    """One answer exceeds what a message of Milvus holds: 64 MiB of a server, 256 MiB of Lite."""
 
 
 class StoreUnavailableError(StoreError):

@@ -28,6 +28,8 @@ _LITE_RESERVED = frozenset(
         *("true", "_partition", "_seq"),
     )
 )
+# Milvus's patterns read these otherwise, and Milvus Lite has no escape for them.
+_WILDCARD = re.compile(r"[%_\\]")
 _SIGNS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
     ">": operator.gt,
@@ -122,6 +124,27 @@ def joined(word: str, tests: Sequence[str], engine: Engine) -> str:
     return f" {word} ".join(f"({joined(word, half, engine)})" for half in halves)
 
 
+def check_whole(expression: str) -> str:
+    """Return an expression of the user's own, which cannot end what it is put into.
+
+    Raises:
+        FilterError: If its parentheses or quotes do not pair.
+    """
+    depth, quote, is_escaped = 0, "", False
+    for character in expression:
+        if quote:
+            quote = "" if character == quote and not is_escaped else quote
+            is_escaped = character == "\\" and not is_escaped
+        elif character in "'\"":
+            quote = character
+        depth += 0 if quote else {"(": 1, ")": -1}.get(character, 0)
+        if depth < 0:
+            break
+    if depth or quote:
+        raise FilterError(f"string_expr {expression!r} has a parenthesis or quote without its twin")
+    return expression
+
+
 def pattern(part: str, engine: Engine) -> str:
     """Write what ``like`` matches texts by that hold a part.
 
@@ -135,12 +158,19 @@ def pattern(part: str, engine: Engine) -> str:
             "before 2.4, Milvus matches the beginning of a text only; ask for that by >= and <, "
             "for the whole by == or in, or upgrade the server"
         )
-    if engine == Engine.LITE and (wildcard := re.search(r"[%_\\]", part)):
+    if engine == Engine.LITE and (wildcard := _WILDCARD.search(part)):
         raise FilterError(
             f"Milvus Lite has no escape for {wildcard[0]!r} in {part!r}; ask for a part without "
             "it, for the whole text by == or in, or use a Milvus server"
         )
     return literal("%" + re.sub(r"([%_\\])", r"\\\1", part) + "%")
+
+
+def has_pattern(part: str, engine: Engine) -> bool:
+    """Whether the engine can match texts that hold a part."""
+    if engine == Engine.LITE:
+        return not _WILDCARD.search(part)
+    return not part or engine != Engine.OLD_SERVER
 
 
 class DynamicField:
@@ -192,16 +222,38 @@ class DynamicField:
         return self._any([test, *self._booleans(sign, [value])])
 
     def contains_any(self, values: Sequence[Value]) -> str:
+        """Test for a list that holds one of these values, or a text that holds one as a part.
+
+        Parts for which the engine has no pattern are looked for in lists only; see `may_hold`.
+        """
+        texts = [value for value in values if isinstance(value, str)]
+        parts = [
+            f"{self._field} like {pattern(text, self._engine)}"
+            for text in texts
+            if has_pattern(text, self._engine)
+        ]
+        return self._any([*self._lists_with(values), *parts])
+
+    def may_hold(self, part: str) -> str:
+        """Test for a text that may hold a part for which the engine has no pattern."""
+        if self._is_lite:
+            # Any one character, in place of each that cannot be asked for.
+            return self._any(
+                [f"{self._field} like {literal('%' + _WILDCARD.sub('_', part) + '%')}"]
+            )
+        return self._any([f'{self._field} like "%"'])
+
+    def _lists_with(self, values: Sequence[Value]) -> list[str]:
         """Test for a list that holds one of these values."""
         if self._is_lite:
             if not self._lite_lists:
                 raise FilterError("Milvus Lite finds lists under plain names only; rename the key")
             # It would look into a text that reads as a list.
             no_text = f'not ({self._field} like "%")'
-            return self._any(
+            return [
                 f"{no_text} and json_contains_any({self._lite_lists}, {literal(alike)})"
                 for alike in _by_type(values)
-            )
+            ]
         # A server finds an integer among floats by a float only.
         inexact = [value for value in values if isinstance(value, int) and abs(value) >= _MAX_EXACT]
         rest = [
@@ -210,11 +262,11 @@ class DynamicField:
             if value not in inexact
         ]
         flags = [flag for flag in (False, True) if flag in values]
-        return self._any(
+        return [
             f"json_contains_any({self._field}, {literal(alike)})"
             for alike in (*_by_type(rest), inexact, flags)
             if alike
-        )
+        ]
 
     def _any(self, tests: Iterable[str]) -> str:
         return f"(exists {self._field}) and ({joined('or', list(tests), self._engine) or NEVER})"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
+from llama_index.core.schema import ImageDocument, ImageNode
 from llama_index.core.vector_stores.types import (
     FilterCondition,
     FilterOperator,
@@ -21,6 +24,7 @@ from .expressions import (
     Engine,
     Value,
     compared,
+    has_pattern,
     holding,
     ids_expression,
     joined,
@@ -28,11 +32,13 @@ from .expressions import (
     literal,
     negated,
 )
-from .rows import Field
+from .rows import Field, Modality
 
 _NEGATED = {FilterOperator.NE: FilterOperator.EQ, FilterOperator.NIN: FilterOperator.IN}
 _OF_LISTS = (FilterOperator.CONTAINS, FilterOperator.ANY, FilterOperator.ALL)
 _WITH_LISTS = (FilterOperator.IN, FilterOperator.NIN, FilterOperator.ANY, FilterOperator.ALL)
+NODE_TYPE = "_node_type"
+_IMAGE_TYPES = [ImageNode.class_name(), ImageDocument.class_name()]
 _MAX_DEPTH = 32  # Milvus Lite's parser recurses, and gives up before 60.
 
 
@@ -49,8 +55,11 @@ def filter_expression(
     ``is_empty`` is a missing key, ``None``, ``""`` or ``[]``. Where it differs:
 
     * Values that Python cannot compare do not match, where it raises ``TypeError``.
-    * ``contains``, ``any`` and ``all`` ask lists; of a text, ``text_match`` asks for a part.
+    * ``contains``, ``any`` and ``all`` ask for members of a list and parts of a text, and not for
+      keys of a mapping. Where the engine cannot ask for a part, `text_guard` tells if it matters.
     * In a column of the collection (``file_name``, ``width``...), ``""`` and -1 are missing values.
+    * A ``file_path`` may be relative, begin with ``~`` or lead over links: a row matches ``==`` and
+      ``in`` by the path as given or by that which `ingest_images` stores.
     * ``doc_id`` is the document that a node comes from, ``modality`` is ``image`` or ``text``;
       every other key is of the node's metadata.
     * A server rounds integers beyond 2**53 to compare them with floats.
@@ -80,6 +89,64 @@ def filter_expression(
     return _group(filters, fields, engine, 1)
 
 
+def text_guard(filters: MetadataFilters | None, fields: Mapping[str, Field], engine: Engine) -> str:
+    """Return a condition that no row may meet, if an expression of these filters is to be exact.
+
+    Milvus Lite has no pattern for parts with wildcards in them, and Milvus before 2.4 for none:
+    ``contains`` then finds lists, and is right only if no row has a text under that key. It is
+    empty where the engine can express all of them.
+    """
+    tests = [
+        DynamicField(field.name, "", engine).may_hold(part)
+        for _, field, part in _guarded(filters, fields, engine)
+    ]
+    return joined("or", tests, engine)
+
+
+def guarded_filters(
+    filters: MetadataFilters | None, fields: Mapping[str, Field], engine: Engine
+) -> str:
+    """Name the filters that `text_guard` is for."""
+    return ", ".join(
+        f"{item.key!r} {item.operator.value} {reprlib.repr(part)}"
+        for item, _, part in _guarded(filters, fields, engine)
+    )
+
+
+def _guarded(
+    filters: MetadataFilters | None, fields: Mapping[str, Field], engine: Engine
+) -> Iterator[tuple[MetadataFilter, Field, str]]:
+    for item in _leaves(filters):
+        field = fields.get(item.key) or Field(item.key)
+        if item.operator not in _OF_LISTS or field.type:
+            continue
+        for part in item.value if isinstance(item.value, list) else [item.value]:
+            if isinstance(part, str) and not has_pattern(part, engine):
+                yield item, field, part
+
+
+def _leaves(filters: MetadataFilters | None) -> Iterator[MetadataFilter]:
+    for item in filters.filters if filters else ():
+        if isinstance(item, MetadataFilters):
+            yield from _leaves(item)
+        else:
+            yield item
+
+
+def modality_expression(modality: Modality, fields: Mapping[str, Field], engine: Engine) -> str:
+    """Say that a row of a collection that another program made is an image, or a text.
+
+    LlamaIndex's stores keep the class of the node under ``_node_type``; a row without it becomes an
+    image.
+    """
+    if column := fields.get(NODE_TYPE):
+        image = ids_expression(column.name, [*_IMAGE_TYPES, ""])
+    else:
+        field = DynamicField(NODE_TYPE, NODE_TYPE, engine)
+        image = joined("or", [field.is_empty(), field.is_in(_IMAGE_TYPES)], engine)
+    return image if modality == "image" else negated(image)
+
+
 def _group(group: MetadataFilters, fields: Mapping[str, Field], engine: Engine, depth: int) -> str:
     if depth > _MAX_DEPTH:
         raise FilterError(f"filters are nested deeper than {_MAX_DEPTH} groups; flatten them")
@@ -100,6 +167,10 @@ def _one(item: MetadataFilter, fields: Mapping[str, Field], engine: Engine) -> s
     try:
         field = fields.get(item.key) or Field(item.key)
         operator, values = _NEGATED.get(item.operator, item.operator), _values(item)
+        if item.key == "file_path" and operator in (FilterOperator.EQ, FilterOperator.IN):
+            operator, values = FilterOperator.IN, _as_stored(values)
+        elif item.key == "file_path" and any(map(_is_relative, values)):
+            raise FilterError("paths are stored whole; begin with '/', or compare by '==' or 'in'")
         if field.type:
             test = _of_column(operator, field, field.type, values, engine)
         else:
@@ -138,6 +209,21 @@ def _values(item: MetadataFilter) -> list[Value]:
     return [each if isinstance(each, str) else _number(each) for each in values]
 
 
+def _is_relative(path: Value) -> bool:
+    """Whether a text can only be the beginning of a path that is not stored so."""
+    return isinstance(path, str) and path.startswith(("./", "../", "~/"))
+
+
+def _as_stored(paths: list[Value]) -> list[Value]:
+    """Return paths, and what ingesting makes of each: absolute, without links."""
+    found = dict.fromkeys(paths)
+    for path in paths:
+        if isinstance(path, str) and path and "://" not in path:
+            with suppress(OSError, ValueError):
+                found[os.path.realpath(os.path.expanduser(path))] = None
+    return list(found)
+
+
 def _number(value: float) -> int | float:
     # A server compares integers exactly with integers only.
     is_whole = isinstance(value, int) or (value.is_integer() and abs(value) <= MAX_INT)
@@ -150,7 +236,7 @@ def _of_column(
     name, missing = field.name, field.missing
     if kind not in (str, int, float):
         raise FilterError("the collection has a column of that name whose type cannot be filtered")
-    if operator in _OF_LISTS:
+    if operator in _OF_LISTS and kind is not str:
         raise FilterError(f"a column of {kind.__name__} holds no lists; use '==' or 'in'")
     for value in values:
         if isinstance(value, str) != (kind is str):
@@ -167,6 +253,12 @@ def _of_column(
         return ids_expression(name, wanted)
     if operator == FilterOperator.TEXT_MATCH:
         test = holding(name, str(values[0]), engine)
+    elif operator in _OF_LISTS:
+        if operator == FilterOperator.ALL and not values:
+            raise FilterError("'all' needs at least one value")
+        word = "and" if operator == FilterOperator.ALL else "or"
+        parts = [holding(name, str(value), engine) for value in values]
+        test = joined(word, parts, engine) or NEVER
     else:
         sign, value = operator.value, values[0]
         if kind is int and isinstance(value, float):

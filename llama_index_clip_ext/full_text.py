@@ -90,7 +90,7 @@ def no_jieba() -> StoreError:
     """Say what Milvus Lite lacks for Chinese."""
     return StoreError(
         "full_text='chinese' on Milvus Lite needs the package jieba, for the whole file and as "
-        "long as the collection is in it: pip install jieba"
+        "long as the collection is in it: pip install jieba (the extra 'chinese' of this package)"
     )
 
 
@@ -114,13 +114,13 @@ def add_bm25(schema: CollectionSchema) -> None:
     )
 
 
-def lite_terms(full_text: FullText, text: str) -> dict[int, float]:
+def lite_terms(full_text: str, text: str) -> dict[int, float]:
     """Count the words of a text as Milvus Lite numbers them."""
     return dict(Counter(_lite_analyzer(full_text).analyze(text)))
 
 
 @lru_cache
-def _lite_analyzer(full_text: FullText) -> Any:
+def _lite_analyzer(full_text: str) -> Any:
     from milvus_lite.analyzer import create_analyzer
 
     return create_analyzer(_ANALYZERS[full_text])

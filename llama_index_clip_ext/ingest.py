@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import os
 import threading
@@ -11,34 +10,44 @@ from bisect import insort
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from fsspec import AbstractFileSystem
-from llama_index.core.schema import BaseNode
+from llama_index.core.schema import BaseNode, ImageNode
 from tqdm.auto import tqdm
 
+from .background import write_in_own_thread
 from .dual_encoder import DualEncoderEmbedding, ImageEmbeddings
-from .errors import ImageLoadError, IngestInterrupted
+from .errors import ImageLoadError, IngestInterrupted, StoreError
 from .filesystems import is_file
 from .images import ImageFailure, OnError
 from .interruption import stop_on_interrupt
+from .metadata import checked_metadata
 from .nodes import (
+    OF_FILE,
     Captions,
     ImageItem,
+    copy_node,
     list_images,
+    make_id,
     make_image_node,
     make_remote_node,
     modified_date,
+    node_text,
+    set_caption,
     with_content_hash,
     with_pixels,
     without_pixels,
 )
+from .notes import exclude_from_models
 from .prefetch import batched, prefetch
-from .rows import check_node, modality_of, node_hash
+from .provenance import UNKNOWN, Provenance
+from .rows import check_node, modality_of, node_hash, node_to_row
+from .sidecars import check_caption
 from .sources import describe_source, fetched, is_url
 from .store import CLIPMilvusVectorStore, check_pair
 
@@ -50,6 +59,7 @@ _SETTLED_AFTER = 2.0
 
 _CHANGED = "changed while it was being read; index it again"
 
+OldMetadata: TypeAlias = Literal["keep", "replace"]
 Status: TypeAlias = Literal["added", "unchanged", "replaced", "moved", "removed", "failed"]
 # Size in bytes, time of change in nanoseconds, and inode.
 FileState: TypeAlias = tuple[int, int, int]
@@ -64,13 +74,16 @@ class IngestReport:
         unchanged: Images that were, with the same content, caption and metadata.
         replaced: Images that were, and have changed.
         failed: Images that could not be used, each with its position, name and reason.
-        seconds: How long it took.
+        captions_skipped: Images that were used without the text beside them, because it cannot be a
+            caption, each with its position, name and reason.
+        seconds: How long it took, waiting for a server's index included.
     """
 
     added: int = 0
     unchanged: int = 0
     replaced: int = 0
     failed: list[ImageFailure] = field(default_factory=list)
+    captions_skipped: list[ImageFailure] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -89,7 +102,33 @@ class IngestReport:
             f"{len(self.failed)} failed in {self.seconds:.1f} s "
             f"({self.images_per_second:.1f} images/s)"
         ]
-        return "\n".join([*lines, *(f"  failed: {failure}" for failure in self.failed)])
+        return "\n".join([*lines, *self._details()])
+
+    def _details(self) -> list[str]:
+        lines = [f"  failed: {failure}" for failure in self.failed]
+        if self.captions_skipped:
+            count = len(self.captions_skipped)
+            lines.append(f"  without the text beside them: {count}, as {self.captions_skipped[0]}")
+        return lines
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """What `ingest_images` and `sync_images` are told about each image; see there."""
+
+    batch_size: int = 64
+    on_error: OnError = "skip"
+    captions: Captions = "sidecar"
+    namespace: str = ""
+    metadata: OldMetadata = "keep"
+    repair: bool = False
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error is {self.on_error!r}, expected 'raise' or 'skip'")
+        if self.metadata not in ("keep", "replace"):
+            raise ValueError(f"metadata is {self.metadata!r}, expected 'keep' or 'replace'")
+        make_id("", self.namespace)  # Refuses what is not a namespace.
 
 
 def ingest_images(
@@ -103,8 +142,14 @@ def ingest_images(
     recursive: bool = True,
     show_progress: bool = False,
     fs: AbstractFileSystem | None = None,
+    namespace: str = "",
+    metadata: OldMetadata = "keep",
+    repair: bool = False,
+    wait_for_index: bool = True,
 ) -> IngestReport:
     """Embed images and store them; run again, it embeds only what is new or has changed.
+
+    An image whose content is as it was keeps its vector, whatever changes beside it.
 
     Args:
         source: A folder, a glob pattern, one file, or any iterable of paths, fsspec files, image
@@ -120,6 +165,13 @@ def ingest_images(
         recursive: Whether to look into the folder's folders.
         show_progress: Show a progress bar.
         fs: The fsspec file system that the paths are of, such as ``s3fs.S3FileSystem()``.
+        namespace: As in `load_image_nodes`; nodes keep their own ids.
+        metadata: What becomes of metadata and captions that were stored with an image and are not
+            in its file or node now, such as tags: ``"keep"`` them, or ``"replace"`` the whole row.
+        repair: Embed again the images whose stored vectors nobody knows to be an image tower's, as
+            those that another program, or LlamaIndex's own index, may have written.
+        wait_for_index: Wait until a server has indexed what was written, if it is so much that
+            searches would miss some of it until then; else that is said in the log.
 
     Returns:
         The report. Every image it counts as added or replaced is in the store.
@@ -133,17 +185,17 @@ def ingest_images(
             by then is stored, and the report says what was done.
         TypeError: If an item is neither a path nor an image node.
     """
+    options = IngestOptions(batch_size, on_error, captions, namespace, metadata, repair)
     with stop_on_interrupt() as stop:
         return _ingest(
             source,
             embed_model=embed_model,
             vector_store=vector_store,
-            batch_size=batch_size,
-            on_error=on_error,
-            captions=captions,
+            options=options,
             recursive=recursive,
             show_progress=show_progress,
             fs=fs,
+            wait_for_index=wait_for_index,
             stop=stop,
         )
 
@@ -153,10 +205,10 @@ def ingest_items(
     *,
     embed_model: DualEncoderEmbedding,
     vector_store: CLIPMilvusVectorStore,
-    batch_size: int,
-    on_error: OnError,
-    captions: Captions,
+    options: IngestOptions,
     on_progress: Callable[[IngestReport], None],
+    wait_for_index: bool,
+    show_progress: bool,
     stop: threading.Event,
 ) -> IngestReport:
     """Do the work of `ingest_images`, for callers that show progress in their own way.
@@ -165,24 +217,38 @@ def ingest_items(
         items: Paths or image nodes.
         embed_model: As in `ingest_images`.
         vector_store: As in `ingest_images`.
-        batch_size: As in `ingest_images`.
-        on_error: As in `ingest_images`.
-        captions: As in `load_image_nodes`.
+        options: As in `ingest_images`.
         on_progress: Called with the report so far whenever it has grown.
+        wait_for_index: As in `ingest_images`.
+        show_progress: Show a progress bar while waiting for the index.
         stop: Once it is set, what is embedded is stored, and nothing more is read.
 
     Raises:
         IngestInterrupted: If it was stopped.
     """
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error is {on_error!r}, expected 'raise' or 'skip'")
     report = IngestReport()
-    Ingest(
-        embed_model, vector_store, batch_size, on_error, captions, on_progress, stop, report
-    ).run(items)
+    ingest = Ingest(embed_model, vector_store, options, on_progress, stop, report)
+    with settled(vector_store, wait=wait_for_index, show_progress=show_progress, stop=stop):
+        ingest.run(items)
+    report.seconds = time.perf_counter() - ingest.started
     if stop.is_set():
         raise IngestInterrupted(report)
     return report
+
+
+@contextmanager
+def settled(
+    vector_store: CLIPMilvusVectorStore, *, wait: bool, show_progress: bool, stop: threading.Event
+) -> Iterator[None]:
+    """Have what was written inside indexed on a server, also where the run has failed."""
+    try:
+        yield
+    except StoreError:
+        raise  # The server would not flush, either.
+    except Exception:
+        vector_store.settle(wait=False)
+        raise
+    vector_store.settle(wait=wait and not stop.is_set(), show_progress=show_progress, stop=stop)
 
 
 async def aingest_images(
@@ -196,25 +262,31 @@ async def aingest_images(
     recursive: bool = True,
     show_progress: bool = False,
     fs: AbstractFileSystem | None = None,
+    namespace: str = "",
+    metadata: OldMetadata = "keep",
+    repair: bool = False,
+    wait_for_index: bool = True,
 ) -> IngestReport:
-    """Do what `ingest_images` does, off the event loop; cancelled, it stops as by Ctrl-C."""
+    """Do what `ingest_images` does, off the event loop.
+
+    Cancelled, it stops as by Ctrl-C, and has stopped when the cancel returns.
+    """
+    options = IngestOptions(batch_size, on_error, captions, namespace, metadata, repair)
     stop = threading.Event()
-    try:
-        return await asyncio.to_thread(
-            _ingest,
+    return await write_in_own_thread(
+        lambda: _ingest(
             source,
             embed_model=embed_model,
             vector_store=vector_store,
-            batch_size=batch_size,
-            on_error=on_error,
-            captions=captions,
+            options=options,
             recursive=recursive,
             show_progress=show_progress,
             fs=fs,
+            wait_for_index=wait_for_index,
             stop=stop,
-        )
-    finally:
-        stop.set()
+        ),
+        stop=stop.set,
+    )
 
 
 def _ingest(
@@ -222,12 +294,11 @@ def _ingest(
     *,
     embed_model: DualEncoderEmbedding,
     vector_store: CLIPMilvusVectorStore,
-    batch_size: int,
-    on_error: OnError,
-    captions: Captions,
+    options: IngestOptions,
     recursive: bool,
     show_progress: bool,
     fs: AbstractFileSystem | None,
+    wait_for_index: bool,
     stop: threading.Event,
 ) -> IngestReport:
     check_pair(embed_model, vector_store)
@@ -246,10 +317,10 @@ def _ingest(
             items,
             embed_model=embed_model,
             vector_store=vector_store,
-            batch_size=batch_size,
-            on_error=on_error,
-            captions=captions,
+            options=options,
             on_progress=lambda report: bar.update(report.total - bar.n),
+            wait_for_index=wait_for_index,
+            show_progress=show_progress,
             stop=stop,
         )
 
@@ -262,14 +333,18 @@ class Read:
         index: Its position among the items.
         source: What it is, for a person.
         node: Its node; ``None`` if there is nothing to do.
+        row_hash: The hash of the row that it would have.
         state: The file's, before it was read.
-        error: Why there is no node.
+        is_given: Whether the item is a node, rather than the name of a file.
+        error: Why there is no node, or it cannot be stored.
     """
 
     index: int
     source: str
     node: BaseNode | None = None
+    row_hash: str = ""
     state: FileState | None = None
+    is_given: bool = False
     error: Exception | None = None
 
 
@@ -285,6 +360,7 @@ class Drawn:
         has_row: Whether the store has a row of its id, now or once it has arrived.
         before: Another of its id, which was on its way when it was drawn.
         status: What becomes of it, where that does not follow from ``has_row``.
+        provenance: Which tower made its embedding.
         moved_from: Id of the row that it takes the place of.
         repeats: Items that came again while it was on its way; they share its fate.
     """
@@ -296,6 +372,7 @@ class Drawn:
     has_row: bool = False
     before: Drawn | None = None
     status: Status | None = None
+    provenance: Provenance = "image"
     moved_from: str | None = None
     repeats: list[Read] = field(default_factory=list)
 
@@ -311,9 +388,7 @@ class Ingest:
         self,
         embed_model: DualEncoderEmbedding,
         vector_store: CLIPMilvusVectorStore,
-        batch_size: int,
-        on_error: OnError,
-        captions: Captions,
+        options: IngestOptions,
         on_progress: Callable[[IngestReport], None],
         stop: threading.Event,
         report: IngestReport,
@@ -322,8 +397,10 @@ class Ingest:
         vector_store.reload_passport()
         self.embed_model = embed_model
         self.vector_store = vector_store
-        self.batch_size = batch_size
-        self.on_error = on_error
+        self.options = options
+        self.batch_size = options.batch_size
+        self.on_error = options.on_error
+        captions = options.captions
         self.captions = _one_at_a_time(captions) if callable(captions) else captions
         self.on_progress = on_progress
         self.stop = stop
@@ -336,10 +413,13 @@ class Ingest:
         self.embedded: list[Drawn] = []
         self.writing: tuple[list[Drawn], Future[set[int]]] | None = None
         self.writer = ThreadPoolExecutor(1, "clip-writer")
-        # What was drawn last of an id, and is on its way; since the store was last asked, what is
-        # stored by an id, and why what failed did.
+        # What was drawn last of an id, and is on its way; since the store was last asked, the hash
+        # of what is stored by an id, the node where that differs, where its vector is from, and why
+        # what failed did.
         self.on_its_way: dict[str, Drawn] = {}
         self.stored: dict[str, str] = {}
+        self.old: dict[str, BaseNode] = {}
+        self.provenance: dict[str, Provenance] = {}
         self.reasons: dict[tuple[str, str], str] = {}
 
     def run(self, items: Iterable[ImageItem]) -> None:
@@ -374,7 +454,7 @@ class Ingest:
                 for batch in batched(read, self.batch_size):
                     found = list(self._readable(batch))
                     self.reasons.clear()
-                    self.stored = self._look_up([node for _, node in found])
+                    self._look_up(found)
                     for one, node in found:
                         if drawn := self._draw(one, node):
                             yield drawn
@@ -388,23 +468,35 @@ class Ingest:
         """Make the node of an item, its content hashed. Runs in a reader's thread."""
         index, item = numbered
         source = describe_source(item)
+        is_given = isinstance(item, BaseNode)
         try:
             state = _state_of(item)
-            return Read(index, source, _dated(self._image_node(item), state), state)
+            node = _dated(self._image_node(item), state)
         except Exception as err:
             return Read(index, source, error=err)
+        try:
+            if is_given:  # As it will be read back, to be compared with what is stored.
+                metadata = checked_metadata(node.metadata)
+                node = node.model_copy(update={"metadata": metadata})
+            return Read(index, source, node, node_hash(node), state, is_given)
+        except (TypeError, ValueError) as err:
+            return Read(index, source, node, error=err)
 
     def _image_node(self, item: Any) -> BaseNode:
-        allow_urls, formats = self.embed_model.allow_urls, self.embed_model.image_formats
+        allow_urls = self.embed_model.allow_urls
+        options: dict[str, Any] = {
+            "captions": self.captions,
+            "image_formats": self.embed_model.image_formats,
+            "namespace": self.options.namespace,
+        }
         if isinstance(item, BaseNode) and modality_of(item) == "image":
             return with_content_hash(item, allow_urls=allow_urls)
         if is_file(item) or is_url(item):
             # Held until it is embedded: what is asked for again may be another picture.
             content: Any = fetched(item, allow_urls)
-            node = make_remote_node(item, content, captions=self.captions, image_formats=formats)
-            return with_pixels(node, content)
+            return with_pixels(make_remote_node(item, content, **options), content)
         if isinstance(item, (str, os.PathLike)):
-            return make_image_node(item, captions=self.captions, image_formats=formats)
+            return make_image_node(item, **options)
         raise TypeError(
             f"{type(item).__name__} ({describe_source(item)}) is neither a path nor an image node; "
             "for pixels, make an ImageNode with an id"
@@ -413,31 +505,59 @@ class Ingest:
     def _readable(self, batch: Iterable[Read]) -> Iterator[tuple[Read, BaseNode]]:
         """Yield what has a node, up to the first error that is to be raised; note the rest."""
         for one in batch:
-            if one.node is not None:
+            if one.node is not None and one.error is None:
+                if problem := getattr(one.node, "caption_problem", ""):
+                    failure = ImageFailure(one.index, one.source, problem)
+                    self.report.captions_skipped.append(failure)
                 yield one, one.node
             elif one.error is None:
                 self._note("unchanged", one.index, one.source)
-            elif not isinstance(one.error, ImageLoadError):
-                self.error = one.error
-                return
-            elif self.on_error == "raise":
+            elif isinstance(one.error, ImageLoadError) and self.on_error == "raise":
                 self._fail(one.error, one.index)
                 return
-            else:
+            elif isinstance(one.error, ImageLoadError):
                 self._note("failed", one.index, one.error.source, one.error.reason)
+            elif one.node is not None and self.on_error == "skip":
+                self._note("failed", one.index, one.source, str(one.error))
+            else:
+                self.error = one.error
+                return
 
-    def _look_up(self, nodes: Sequence[BaseNode]) -> dict[str, str]:
-        """Return the hash of each node that is stored, by id."""
-        return self.vector_store.get_hashes([node.node_id for node in nodes])
+    def _look_up(self, found: Sequence[tuple[Read, BaseNode]]) -> None:
+        """Find the hash of each node that is stored, and where it differs, what is stored."""
+        hashes = {node.node_id: read.row_hash for read, node in found}
+        self.stored = self.vector_store.get_hashes(list(hashes))
+        self._look_up_old([id_ for id_, one in self.stored.items() if one != hashes[id_]])
+
+    def _look_up_old(self, ids: Sequence[str]) -> None:
+        """Read the nodes of these ids as they are stored, and the provenance of their vectors."""
+        asked = list(self.stored) if self.options.repair else ids
+        self.provenance = self.vector_store.get_provenance(asked) if asked else {}
+        self.old = {node.node_id: node for node in self.vector_store.get_nodes(ids)} if ids else {}
+
+    def _old_of(self, node: BaseNode) -> BaseNode | None:
+        """Return what is stored of a node, where that is not the same."""
+        return self.old.get(node.node_id)
+
+    def _needs_repair(self, node: BaseNode) -> bool:
+        """Whether its vector is to be made again, because nobody knows which tower made it."""
+        return self.options.repair and self.provenance.get(node.node_id) == UNKNOWN
+
+    def _is_current(self, node: BaseNode, row_hash: str) -> bool:
+        """Whether a node is stored as it is."""
+        return self.stored.get(node.node_id) == row_hash and not self._needs_repair(node)
 
     def _draw(self, read: Read, node: BaseNode) -> Drawn | None:
         """Decide what is to be done with a node; return it if it is to be embedded."""
-        row_hash = node_hash(node)
+        old, row_hash = self._old_of(node), read.row_hash
+        if old is not None and self.options.metadata == "keep":
+            node = kept(old, node) if read.is_given else renewed(old, node)
+            row_hash = node_hash(node)
         before = self.on_its_way.get(node.node_id)
         reason = self.reasons.get((node.node_id, row_hash), "")
         if before and before.row_hash == row_hash:
             before.repeats.append(read)
-        elif not before and (reason or self.stored.get(node.node_id) == row_hash):
+        elif not before and (reason or self._is_current(node, row_hash)):
             self._repeat([read], reason)
         elif refusal := refusal_of(node, self.on_error):
             self._note("failed", read.index, read.source, refusal)
@@ -445,9 +565,26 @@ class Ingest:
             has_row = node.node_id in self.stored
             drawn = Drawn(read.index, node, row_hash, read.state, has_row, before)
             self.on_its_way[node.node_id] = drawn
-            self.drawn.append(drawn)
-            return drawn
+            if before or old is None or not self._has_vector(old, node):
+                self.drawn.append(drawn)
+                return drawn
+            self._reuse(drawn, old)
         return None
+
+    def _has_vector(self, old: BaseNode, node: BaseNode) -> bool:
+        """Whether what is stored has the vector of a node's image."""
+        content = node.metadata.get("content_hash")
+        is_same = content is not None and old.metadata.get("content_hash") == content
+        return is_same and old.embedding is not None and not self._needs_repair(node)
+
+    def _reuse(self, drawn: Drawn, old: BaseNode) -> None:
+        """Have a node stored with the vector of what is stored."""
+        drawn.provenance = self.provenance.get(old.node_id, UNKNOWN)
+        update = {"embedding": old.embedding}
+        drawn.node = without_pixels(drawn.node).model_copy(update=update)
+        self.embedded.append(drawn)
+        if len(self.embedded) >= self.batch_size:
+            self._write()
 
     def _take(self, batch: ImageEmbeddings) -> None:
         """Take the embeddings of what was drawn first, and the failures among it."""
@@ -483,10 +620,13 @@ class Ingest:
             for drawn in embedded
             if drawn.state is not None and _state_of(drawn.node) != drawn.state
         }
-        kept = [drawn for drawn in embedded if drawn.index not in changed]
-        self.vector_store.add([drawn.node for drawn in kept])
+        to_store = [drawn for drawn in embedded if drawn.index not in changed]
+        dim = self.vector_store.dim or 0
+        self.vector_store.write_rows(
+            [node_to_row(drawn.node, dim, provenance=drawn.provenance) for drawn in to_store]
+        )
         # After it, so that an image is there twice for a moment rather than not at all.
-        if moved := [drawn.moved_from for drawn in kept if drawn.moved_from]:
+        if moved := [drawn.moved_from for drawn in to_store if drawn.moved_from]:
             self.vector_store.delete_nodes(moved)
         return changed
 
@@ -595,6 +735,58 @@ def _one_at_a_time(captions: Callable[[Path], str | None]) -> Callable[[Path], s
             raise ImageLoadError(reason, source=str(path)) from err
 
     return caption
+
+
+def renewed(old: BaseNode, new: BaseNode) -> BaseNode:
+    """Return a stored image with where, when and what its file is now; it keeps all else.
+
+    Args:
+        old: What is stored.
+        new: The node of the file, as `make_image_node` makes it.
+    """
+    if not isinstance(new, ImageNode):
+        return kept(old, new)
+    update: dict[str, Any] = {"id_": new.node_id, "metadata": _merged(old, new), "embedding": None}
+    node = old.model_copy(update=update)
+    if isinstance(node, ImageNode):
+        node.image_path, node.image_url = new.image_path, new.image_url
+        node.image_mimetype, node.image = new.image_mimetype, new.image
+    elif new.image_path and (resource := getattr(node, "image_resource", None)):
+        place = {"path": Path(new.image_path), "mimetype": new.image_mimetype}
+        node = node.model_copy(update={"image_resource": resource.model_copy(update=place)})
+    else:
+        return kept(old, new)
+    if (caption := _caption_now(old, new)) != node_text(old):
+        set_caption(node, caption)
+    return node
+
+
+def kept(old: BaseNode, new: BaseNode) -> BaseNode:
+    """Return a node with the metadata and the caption that were stored with it and it lacks now."""
+    node = copy_node(new)
+    node.metadata = _merged(old, new)
+    added = [key for key in node.metadata if key not in new.metadata]
+    hidden = (old.excluded_embed_metadata_keys, old.excluded_llm_metadata_keys)
+    exclude_from_models(node, [key for key in added if all(key in keys for keys in hidden)])
+    if (caption := _caption_now(old, new)) != node_text(new):
+        set_caption(node, caption)
+    return node
+
+
+def _caption_now(old: BaseNode, new: BaseNode) -> str:
+    """Return a node's caption, or that which was stored with it, if it is still of this picture."""
+    content, was_stored = old.metadata.get("content_hash"), node_text(old)
+    is_same_picture = not content or content == new.metadata.get("content_hash")
+    # What was stored may be the label file that is left out now.
+    is_refused = getattr(new, "caption_problem", "") and check_caption(was_stored, "").problem
+    return node_text(new) or (was_stored if is_same_picture and not is_refused else "")
+
+
+def _merged(old: BaseNode, new: BaseNode) -> dict[str, Any]:
+    # What follows from the file is the new one's, also where that lacks it.
+    of_file = {*OF_FILE, "content_hash"}
+    own = {key: value for key, value in old.metadata.items() if key not in of_file}
+    return {**own, **new.metadata}
 
 
 def refusal_of(node: BaseNode, on_error: OnError) -> str:

@@ -24,11 +24,13 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode, ImageNode, TextNode
 
 from .errors import ImageLoadError, ImageNotFoundError
-from .filesystems import address, is_file, is_local, list_files, path_in, read_sidecar
+from .filesystems import address, is_file, is_local, list_files, path_in
 from .images import OnError, read_header, suffixes_of
+from .metadata import checked_metadata
 from .notes import exclude_from_models
 from .scripts import is_unicode
-from .sources import describe_source, fetched, has_image, image_digest, is_url, open_file
+from .sidecars import Caption, check_caption, read_caption
+from .sources import describe_source, fetched, has_image, image_digest, is_url
 from .urls import AllowUrls, Fetched
 
 logger = logging.getLogger(__name__)
@@ -44,16 +46,14 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 )
 
-
-# Bytes. More than Milvus stores in a row.
-_MAX_CAPTION = 1_000_000
-
 # What changes when a file is touched, though the picture does not.
 VOLATILE_METADATA = frozenset(("last_modified_date", "last_accessed_date"))
 # What a copy may have otherwise, or follows from the content.
-_OF_FILE = VOLATILE_METADATA.union(
+OF_FILE = VOLATILE_METADATA.union(
     ("file_path", "file_name", "file_type", "file_size", "width", "height")
 )
+# Under which metadata keep the namespace of an id.
+NAMESPACE_KEY = "clip_namespace"
 
 
 class HashedImageNode(ImageNode):
@@ -63,6 +63,7 @@ class HashedImageNode(ImageNode):
     """
 
     _image_file: OpenFile | None = PrivateAttr(default=None)
+    _caption: Caption = PrivateAttr(default=Caption(""))
 
     @property
     def image_file(self) -> OpenFile | None:
@@ -70,12 +71,22 @@ class HashedImageNode(ImageNode):
         return self._image_file
 
     @property
+    def caption_problem(self) -> str:
+        """Why the text file beside the image is not its caption; empty if nothing was left out."""
+        return self._caption.problem
+
+    @property
+    def is_caption_unread(self) -> bool:
+        """Whether that is because the file is too large to be read."""
+        return self._caption.is_unread
+
+    @property
     def hash(self) -> str:
         """SHA-256 of the image's content, caption and metadata, but for where and when it is."""
         if "content_hash" not in self.metadata:
             return super().hash
-        own = {key: value for key, value in self.metadata.items() if key not in _OF_FILE}
-        content = json.dumps([self.text, own], sort_keys=True, default=str)
+        own = {key: value for key, value in self.metadata.items() if key not in OF_FILE}
+        content = json.dumps([self.text, checked_metadata(own)], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -88,6 +99,7 @@ def load_image_nodes(
     on_error: OnError = "raise",
     fs: AbstractFileSystem | None = None,
     image_formats: Collection[str] = (),
+    namespace: str = "",
 ) -> list[ImageNode]:
     """Make a node of each image file, without decoding or embedding it.
 
@@ -96,6 +108,8 @@ def load_image_nodes(
         recursive: Whether to look into the folder's folders.
         captions: ``"sidecar"`` takes the text of ``NAME.txt`` beside ``NAME.jpg`` where there is
             one; a callable is given the path and returns the caption; ``None`` leaves it empty.
+            Text that cannot be a caption, such as label files of YOLO's kind, or that is too long,
+            is left out with a warning.
         id_by: What an id is made of. By path, a changed file replaces its row and copies are kept
             apart; by content, copies are one row and a moved file keeps its id.
         on_error: For a file that cannot be read: raise, or leave it out with a warning. Whether it
@@ -105,6 +119,9 @@ def load_image_nodes(
             at once.
         image_formats: Formats beside the usual ones, as in `load_image`; files with their suffixes
             are found in folders, too.
+        namespace: Part of each id, so that two computers with different files at one path can
+            share a collection; kept in the metadata as ``clip_namespace``. Without one, ids are
+            made of paths alone.
 
     Returns:
         Nodes sorted by path for a folder or pattern, else in the order given. Their metadata holds
@@ -115,7 +132,8 @@ def load_image_nodes(
 
     Raises:
         FileNotFoundError: If the folder or pattern matches nothing that exists.
-        ImageLoadError: If a file cannot be read and ``on_error`` is ``"raise"``.
+        ImageLoadError: If a file, or the text beside it, cannot be read and ``on_error`` is
+            ``"raise"``.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is {on_error!r}, expected 'raise' or 'skip'")
@@ -123,9 +141,19 @@ def load_image_nodes(
     for path in list_images(source, recursive=recursive, fs=fs, image_formats=image_formats):
         try:
             node = make_image_node(
-                path, captions=captions, id_by=id_by, image_formats=image_formats
+                path,
+                captions=captions,
+                id_by=id_by,
+                image_formats=image_formats,
+                namespace=namespace,
             )
+            if node.is_caption_unread and on_error == "raise":
+                raise ImageLoadError(node.caption_problem, source=describe_source(node))
             nodes.append(node)
+            if node.caption_problem:
+                logger.warning(
+                    "left out the caption of %s: %s", describe_source(node), node.caption_problem
+                )
         except ImageLoadError as err:
             if on_error == "raise":
                 raise
@@ -236,6 +264,7 @@ def make_image_node(
     captions: Captions = "sidecar",
     id_by: Literal["path", "content"] = "path",
     image_formats: Collection[str] = (),
+    namespace: str = "",
 ) -> HashedImageNode:
     """Make the node of one image file; see `load_image_nodes`.
 
@@ -248,7 +277,12 @@ def make_image_node(
     if is_file(path):
         content: Any = fetched(path, False)
         node = make_remote_node(
-            path, content, captions=captions, id_by=id_by, image_formats=image_formats
+            path,
+            content,
+            captions=captions,
+            id_by=id_by,
+            image_formats=image_formats,
+            namespace=namespace,
         )
         node._image_file = path
         return node
@@ -281,7 +315,8 @@ def make_image_node(
         "content_hash": content_hash,
     }
     name = path_name(file) if id_by == "path" else content_hash
-    return _assemble(name, metadata, _caption(file, captions), image_path=str(file))
+    caption = _caption(file, file, captions)
+    return _assemble(make_id(name, namespace), metadata, caption, namespace, image_path=str(file))
 
 
 def make_remote_node(
@@ -291,6 +326,7 @@ def make_remote_node(
     captions: Captions = None,
     id_by: Literal["path", "content"] = "path",
     image_formats: Collection[str] = (),
+    namespace: str = "",
 ) -> HashedImageNode:
     """Make the node of an image that was read from a URL or another file system.
 
@@ -300,35 +336,39 @@ def make_remote_node(
         captions: As in `load_image_nodes`; for a URL, there is none beside it.
         id_by: As in `load_image_nodes`.
         image_formats: As in `load_image_nodes`.
+        namespace: As in `load_image_nodes`.
     """
     metadata: dict[str, Any] = {
         "file_size": len(content),
         **_picture_facts(content, image_formats),
         "content_hash": image_digest(content),
     }
-    caption = ""
+    caption = Caption("")
     if isinstance(place, str):
         path, url = unquote(urlsplit(place).path), place
     else:
         path, url = place.path, address(place)
         metadata["file_path"] = url
-        caption = _file_caption(place, captions)
+        caption = _caption(place, Path(path), captions)
     metadata["file_name"] = posixpath.basename(path)
     name = content.url if id_by == "path" else metadata["content_hash"]
-    return _assemble(name, metadata, caption, image_url=url)
+    return _assemble(make_id(name, namespace), metadata, caption, namespace, image_url=url)
 
 
 def _assemble(
-    name: str,
+    node_id: str,
     metadata: dict[str, Any],
-    caption: str,
+    caption: Caption,
+    namespace: str,
     *,
     image_path: str | None = None,
     image_url: str | None = None,
 ) -> HashedImageNode:
-    """Make a node of what is known of an image, with an id that is made of its name."""
+    """Make a node of what is known of an image."""
+    if namespace:
+        metadata[NAMESPACE_KEY] = namespace
     node = HashedImageNode(  # type: ignore[call-arg]
-        id_=make_id(name),
+        id_=node_id,
         image_mimetype=metadata["file_type"] or None,
         metadata=metadata,
         # The caption is what another model should read of an image. Without one the name is left,
@@ -338,14 +378,24 @@ def _assemble(
         image_path=image_path,
         image_url=image_url,
     )
-    if caption:
-        set_caption(node, caption)
+    # Not its text, which the node has: nodes that are alike are equal.
+    node._caption = caption._replace(text="")
+    if caption.text:
+        set_caption(node, caption.text)
     return node
 
 
-def make_id(name: str) -> str:
-    """Return the id of an image that is told apart by this name: its path, or its content hash."""
-    return str(uuid.uuid5(_NAMESPACE, name))
+def make_id(name: str, namespace: str = "") -> str:
+    """Return the id of an image that is told apart by this name: its path, or its content hash.
+
+    Args:
+        name: The name.
+        namespace: Where the name means this image; empty for ids that are made of names alone.
+    """
+    if not isinstance(namespace, str) or not is_unicode(namespace):
+        raise TypeError(f"namespace is {namespace!r}, expected a text such as 'host-a'")
+    space = uuid.uuid5(_NAMESPACE, namespace) if namespace else _NAMESPACE
+    return str(uuid.uuid5(space, name))
 
 
 def path_name(file: PurePath) -> str:
@@ -402,8 +452,8 @@ def with_content_hash(node: BaseNode, *, allow_urls: AllowUrls = False) -> BaseN
     content_hash = image_digest(content)
     if node.metadata.get("content_hash") == content_hash:
         return node
-    copy = node.model_copy()
-    copy.metadata = {**node.metadata, "content_hash": content_hash}
+    copy = copy_node(node)
+    copy.metadata["content_hash"] = content_hash
     exclude_from_models(copy, ["content_hash"])
     return copy
 
@@ -427,9 +477,12 @@ def copy_node(node: BaseNode) -> BaseNode:
 
 
 def set_caption(node: BaseNode, caption: str) -> None:
-    """Give an image a caption, which then stands for it where its file's name did."""
+    """Give an image a caption, which stands for it where its file's name did; empty for none."""
     node.set_content(caption)
-    if set(node.metadata) - set(node.excluded_embed_metadata_keys) == {"file_name"}:
+    if not caption:
+        keys = node.excluded_embed_metadata_keys
+        node.excluded_embed_metadata_keys = [key for key in keys if key != "file_name"]
+    elif set(node.metadata) - set(node.excluded_embed_metadata_keys) == {"file_name"}:
         node.excluded_embed_metadata_keys = list(node.metadata)
 
 
@@ -440,28 +493,6 @@ def modified_date(nanoseconds: int) -> str:
     except (OverflowError, ValueError, OSError):
         return ""  # After the year 9999, as a file system may say of any file.
     return modified.isoformat(timespec="microseconds")
-
-
-def file_caption(file: Path) -> str:
-    """Return the text beside a picture; empty if there is none.
-
-    Raises:
-        ImageLoadError: If it cannot be read.
-    """
-    sidecar = file.with_suffix(".txt")
-    try:
-        # By the same door as pictures: a pipe of that name would keep us waiting.
-        with open_file(sidecar) as opened:
-            content = opened.read(_MAX_CAPTION + 1)
-        if len(content) > _MAX_CAPTION:
-            raise ImageLoadError(f"more than {_MAX_CAPTION} bytes")
-        text = content.decode("utf-8-sig")
-        return text.replace("\r\n", "\n").replace("\r", "\n").strip()
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError, ImageLoadError) as err:
-        reason = f"its caption {sidecar.name} cannot be read ({err}); save it as UTF-8"
-        raise ImageLoadError(reason, source=str(file)) from err
 
 
 def _file_facts(file: Path, image_formats: Collection[str]) -> dict[str, Any]:
@@ -488,23 +519,16 @@ def _picture_facts(picture: Path | bytes, image_formats: Collection[str]) -> dic
     return {"file_type": ""}
 
 
-def _file_caption(file: OpenFile, captions: Captions) -> str:
-    """Return the caption of a file in another file system."""
+def _caption(file: Path | OpenFile, path: Path, captions: Captions) -> Caption:
+    """Return the caption of a file, by the text beside it or by the caller's function."""
     if captions is None:
-        return ""
+        return Caption("")
     if callable(captions):
-        return captions(Path(file.path)) or ""
-    try:
-        return read_sidecar(file)
-    except ImageLoadError as err:
-        raise ImageLoadError(err.reason, source=describe_source(file)) from err
-
-
-def _caption(file: Path, captions: Captions) -> str:
-    if captions is None:
-        return ""
-    if callable(captions):
-        return captions(file) or ""
+        text = captions(path) or ""
+        if not isinstance(text, str):
+            reason = f"captions returned a {type(text).__name__}, expected a text or None"
+            raise ImageLoadError(reason, source=describe_source(file))
+        return check_caption(text, "the caption of captions=")
     if captions != "sidecar":
         raise ValueError(f"captions is {captions!r}, expected 'sidecar', a callable or None")
-    return file_caption(file)
+    return read_caption(file)

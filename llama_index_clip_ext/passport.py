@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,7 +17,17 @@ from .models import EmbeddingSpace, ScoreStatistics
 
 # A property, because Milvus Lite drops a collection's description.
 PROPERTY = "clip_ext.passport"
-FORMAT = 1
+FORMAT = 2
+
+# What collections of each older format say by not saying it. They are read as they are; the first
+# write puts the current format into their properties, and no row is written or embedded again.
+UPGRADES: Mapping[int, Mapping[str, Any]] = MappingProxyType(
+    {
+        # Rows do not say which tower made their vectors, hashes are of metadata that were not yet
+        # converted to JSON, and ids have no namespace.
+        1: {"provenance": "unknown"},
+    }
+)
 
 _HASHES = ("weights", "preprocessing")
 
@@ -32,6 +43,9 @@ class Passport:
         calibration: What unrelated pairs score, by direction such as ``text->image``; empty until
             `calibrate_scores` has measured it.
         full_text: Analyzer of its texts; ``None`` if they cannot be searched by words.
+        provenance: Whether every row says which tower made its vector; ``"unknown"`` if rows were
+            written in a format that did not record it.
+        format: The format that the collection is in; older ones are upgraded by the first write.
     """
 
     space: EmbeddingSpace
@@ -39,9 +53,11 @@ class Passport:
     package: str = __version__
     calibration: Mapping[str, ScoreStatistics] = field(default_factory=dict)
     full_text: FullText | None = None
+    provenance: Literal["recorded", "unknown"] = "recorded"
+    format: int = FORMAT
 
     def to_properties(self) -> dict[str, str]:
-        """Return the collection properties that keep the passport."""
+        """Return the collection properties that keep the passport, in the current format."""
         content = {
             "format": FORMAT,
             **asdict(self.space),
@@ -50,6 +66,7 @@ class Passport:
             "package": self.package,
             "calibration": {name: asdict(one) for name, one in self.calibration.items()},
             "full_text": self.full_text,
+            "provenance": self.provenance,
         }
         return {PROPERTY: json.dumps(content)}
 
@@ -71,14 +88,18 @@ class Passport:
         try:
             content = json.loads(properties[PROPERTY])
             made_in = content["format"]
-            if isinstance(made_in, int) and made_in > FORMAT:
+            is_number = isinstance(made_in, int) and not isinstance(made_in, bool)
+            if is_number and made_in > FORMAT:
                 raise StoreError(
                     f"collection {collection!r} was made by llama-index-clip-ext "
                     f"{content.get('package', '(unknown)')} in format {made_in}, this version "
                     f"reads up to {FORMAT}; upgrade the package"
                 )
-            if made_in != FORMAT or content["metric"] not in ("COSINE", "IP"):
+            is_known = is_number and (made_in == FORMAT or made_in in UPGRADES)
+            if not is_known or content["metric"] not in ("COSINE", "IP"):
                 raise ValueError(f"format {made_in!r}, metric {content.get('metric')!r}")
+            for older in range(made_in, FORMAT):
+                content |= UPGRADES[older]
             # The first collections of this format say nothing of calibration and full text, and
             # have none.
             known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
@@ -88,7 +109,7 @@ class Passport:
             raise StoreError(
                 f"collection {collection!r}: its passport is damaged and does not say which model "
                 f"wrote it ({_reason(err)}). Restore the database, or index again with another "
-                "collection_name, or with overwrite=True, which drops it"
+                "collection_name, or with overwrite=True, which drops it with all its data"
             ) from err
 
     def check_full_text(self, wanted: FullText | None, collection: str) -> None:
@@ -102,7 +123,7 @@ class Passport:
             raise StoreError(
                 f"collection {collection!r} was made with {made}, full_text={wanted!r} is wanted; "
                 "use another collection_name (--collection), or index again with overwrite=True "
-                "(--overwrite)"
+                "(--overwrite), which drops the collection with all its data"
             )
 
     def check(self, space: EmbeddingSpace, collection: str) -> None:

@@ -20,13 +20,14 @@ from llama_index.core.schema import (
     TextNode,
 )
 from llama_index.core.vector_stores.utils import node_to_metadata_dict
-from pydantic_core import to_jsonable_python
 from pymilvus import CollectionSchema, DataType
 
 from .errors import EmbeddingError, ImageLoadError, RowTooLargeError
 from .full_text import SPARSE_FIELD
+from .metadata import checked_metadata
 from .nodes import VOLATILE_METADATA, is_image_node, node_text, with_content_hash, without_pixels
 from .notes import without_notes
+from .provenance import UNKNOWN, Provenance, tower_of
 from .scripts import is_unicode
 from .vectors import check_vector
 
@@ -36,7 +37,6 @@ Modality: TypeAlias = Literal["image", "text"]
 # stores it, so that moving to a server would fail later. milvus.io: "Use JSON Fields", "String".
 MAX_VARCHAR_BYTES = 65_535
 MAX_DYNAMIC_BYTES = 65_536
-_INT64 = (-(2**63), 2**63 - 1)
 
 # What of a node's metadata gets a real column, because it is filtered by often; the others are
 # dynamic fields. Milvus 2.3 has no nullable columns: "" and -1 stand for a value that is missing.
@@ -45,12 +45,17 @@ _NUMBER_COLUMNS = ("file_size", "width", "height")
 _OWN_COLUMNS = ("id", "doc_id", "text", "modality", "node_hash", "_node_content", "_node_type")
 COLUMNS = frozenset((*_OWN_COLUMNS, *_TEXT_COLUMNS, *_NUMBER_COLUMNS))
 
+# Which tower made the vector: a dynamic field, because collections of format 1 lack the column.
+PROVENANCE_FIELD = "_provenance"
+
 # Metadata under the name of a column of ours is kept under another, so that it can be filtered by.
 # Not "doc_id", which for LlamaIndex is the document, nor "modality", by which its own retrievers
 # can be kept to images: those are the columns, whatever the metadata say.
 _OPEN_COLUMNS = ("doc_id", "modality")
 _SHADOWED = {
-    key: f"${key}" for key in (*_OWN_COLUMNS, "embedding", SPARSE_FIELD) if key not in _OPEN_COLUMNS
+    key: f"${key}"
+    for key in (*_OWN_COLUMNS, "embedding", SPARSE_FIELD, PROVENANCE_FIELD)
+    if key not in _OPEN_COLUMNS
 }
 _RESERVED_KEYS = frozenset(("$meta", *_SHADOWED.values()))
 
@@ -98,25 +103,36 @@ def modality_of(node: BaseNode) -> Modality:
 
 
 def node_hash(node: BaseNode) -> str:
-    """Return the SHA-256 of all that a row is made of: image content, caption and metadata."""
+    """Return the SHA-256 of all that a row is made of: image content, caption and metadata.
+
+    It is of the JSON that is stored, so that a set, say, has the same hash in every process.
+
+    Raises:
+        TypeError: If a metadata value cannot be written as JSON.
+        ValueError: Likewise.
+    """
     node = without_notes(node)
-    metadata = {key: value for key, value in node.metadata.items() if key not in VOLATILE_METADATA}
-    content = [node_text(node), metadata, node.ref_doc_id, image_address(node)]
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    own = {key: value for key, value in node.metadata.items() if key not in VOLATILE_METADATA}
+    content = [node_text(node), checked_metadata(own), node.ref_doc_id, image_address(node)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def node_to_row(node: BaseNode, dim: int) -> dict[str, Any]:
+def node_to_row(
+    node: BaseNode, dim: int, *, provenance: Provenance | None = None
+) -> dict[str, Any]:
     """Make the row of a node. Pixels are not stored: the path or URL and the content's hash are.
 
     Args:
         node: A node with its embedding.
         dim: Components that the embedding must have.
+        provenance: The tower that made the embedding; ``None`` for what this process remembers.
 
     Returns:
         A value for each column, and the rest of the metadata as dynamic fields.
 
     Raises:
-        EmbeddingError: If the embedding is missing, not finite, or not of unit length.
+        EmbeddingError: If the embedding is missing, not finite, not of unit length, or that of a
+            text although the node is an image.
         DimensionMismatchError: If it has another dimension.
         RowTooLargeError: If Milvus could not store the row.
         TypeError: If a metadata value is not of its column's type.
@@ -125,7 +141,16 @@ def node_to_row(node: BaseNode, dim: int) -> dict[str, Any]:
         raise EmbeddingError(
             f"{_name(node)} has no embedding; pass nodes through embed_model(nodes) first"
         )
-    return {**check_node(node), "embedding": check_vector(node.embedding, dim, _name(node))}
+    vector = check_vector(node.embedding, dim, _name(node))
+    provenance = provenance or tower_of(vector) or UNKNOWN
+    if provenance == "text" and is_image_node(node):
+        raise EmbeddingError(
+            f"{_name(node)} is an image, and its embedding is that of a text: LlamaIndex's "
+            "VectorStoreIndex, and MultiModalVectorStoreIndex for images with a text, embed an "
+            "image's text. Use ingest_images or CLIPVectorStoreIndex, or call embed_model(nodes) "
+            "and vector_store.add(nodes)"
+        )
+    return {**check_node(node), "embedding": vector, PROVENANCE_FIELD: provenance}
 
 
 def check_node(node: BaseNode) -> dict[str, Any]:
@@ -149,12 +174,10 @@ def check_node(node: BaseNode) -> dict[str, Any]:
     bare = without_pixels(node)
     if isinstance(bare, ImageNode) and bare.text_embedding:
         bare = bare.model_copy(update={"text_embedding": None})
-    for key, value in node.metadata.items():
-        _check_metadata(key, value, name)
+    bare = bare.model_copy(update={"metadata": _checked_metadata(bare.metadata, name)})
     flat = node_to_metadata_dict(bare, remove_text=True, text_field="text")
-    metadata = bare.model_dump(mode="json")["metadata"]
-    row = _dynamic_fields(metadata)
-    row |= _columns(metadata, name)
+    row = _dynamic_fields(bare.metadata)
+    row |= _columns(bare.metadata, name)
     row |= {
         "id": node.node_id,
         # A node without a source is its own document, as LlamaIndex's pipelines have it.
@@ -174,7 +197,7 @@ def row_to_node(row: Mapping[str, Any]) -> BaseNode:
     content = row.get("_node_content")
     if content is None:
         # Written by another program: what it named file_path is the best there is.
-        own = {*_OWN_COLUMNS, "embedding"}
+        own = {*_OWN_COLUMNS, "embedding", PROVENANCE_FIELD}
         metadata = {key: value for key, value in row.items() if key not in own}
         node: BaseNode = ImageNode(
             text=row.get("text") or "",
@@ -213,31 +236,15 @@ def image_address(node: BaseNode) -> list[str]:
     return [str(getattr(holder, name, None) or "") for name in names]
 
 
-def _check_metadata(key: str, value: Any, name: str) -> None:
-    """Refuse what pymilvus would choke on, after it wrote the batches before."""
-    if key in _RESERVED_KEYS:
-        raise ValueError(f"{name}: the store keeps the metadata key {key!r} for itself")
+def _checked_metadata(metadata: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return metadata as JSON, after refusing what pymilvus would fail on between two batches."""
+    for key in metadata:
+        if key in _RESERVED_KEYS:
+            raise ValueError(f"{name}: the store keeps the metadata key {key!r} for itself")
     try:
-        # NaN and infinity, which JSON does not have, would come back as nothing.
-        content = json.dumps({key: to_jsonable_python(value)}, ensure_ascii=False, allow_nan=False)
-        content.encode()
-        outside = [one for one in _integers(content) if not _INT64[0] <= one <= _INT64[1]]
-    except UnicodeEncodeError as err:
-        raise ValueError(
-            f"{name}: metadata {key!r} is no Unicode text, as of a file name in another encoding; "
-            "rename the file"
-        ) from err
+        return checked_metadata(metadata)
     except (TypeError, ValueError) as err:
-        raise TypeError(f"{name}: metadata {key!r} cannot be written as JSON: {err}") from err
-    if outside:
-        raise ValueError(f"{name}: metadata {key!r} holds {outside[0]}, more than 64 bits")
-
-
-def _integers(content: str) -> list[int]:
-    """Return the integers in a JSON text, however deep."""
-    found: list[int] = []
-    json.loads(content, parse_int=lambda digits: found.append(int(digits)))
-    return found
+        raise type(err)(f"{name}: {err}") from err
 
 
 def _dynamic_fields(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,18 +14,26 @@ HOME = "expressions"
 OF_TESTS = {"joined", "negated"}
 MAKERS = OF_TESTS | {
     *("literal", "ids_expression", "compared", "holding", "lite_list", "pattern"),
-    *("is_empty", "has_part", "is_in", "compares", "contains_any"),
+    *("is_empty", "has_part", "is_in", "compares", "contains_any", "may_hold"),
+    "check_whole",  # The user's own, which is one expression, and cannot end another.
 }
 # Functions that hand on what these made: all that they return is read.
 PASSING = {
-    "filters": {"filter_expression", "_group", "_one", "_of_column", "_of_dynamic_field"},
+    "filters": {
+        *("filter_expression", "_group", "_one", "_of_column", "_of_dynamic_field"),
+        *("text_guard", "modality_expression"),
+    },
     "store": {"_expression"},
 }
-# What takes an expression, by keyword; and where its one positional argument is one.
+# What takes an expression, by keyword; and which positional argument is one.
 KEYWORDS = {"filter", "expr", "expression"}
-POSITIONAL = {"_delete"}
+POSITIONAL = {"_delete": 0, "_count": 0, "pages": 1}
 # Functions whose parameter is an expression: their callers are read.
-PARAMETERS = {("store", "_delete", "expression")}
+PARAMETERS = {
+    ("store", "_delete", "expression"),
+    ("store", "_count", "expression"),
+    ("paging", "pages", "expression"),
+}
 ATTRIBUTES = {"scope.expression"}  # A `Scope` is given it by keyword.
 CONSTANTS = {"NEVER"}
 # pymilvus quotes ids by Python's rules, not Milvus's.
@@ -115,7 +123,7 @@ class _Reader(ast.NodeVisitor):
                 self._complain(node, f"{keyword.arg}={ast.unparse(keyword.value)}")
             if keyword.arg in UNESCAPED and name in CLIENTS:
                 self._complain(node, f"{name}({keyword.arg}=...)")
-        if name in POSITIONAL and not self._is_made(node.args[0]):
+        if name in POSITIONAL and not self._is_made(node.args[POSITIONAL[name]]):
             self._complain(node, ast.unparse(node))
         if name in CLIENTS and "client" in ast.unparse(node.func) and len(node.args) > 1:
             self._complain(node, f"{name} with an expression that has no keyword")

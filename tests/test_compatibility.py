@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from llama_index.core.schema import ImageNode, TextNode
 
 from llama_index_clip_ext import (
     CLIPEmbedding,
+    ScoreStatistics,
     StoreError,
     create_retriever,
     create_vector_store,
@@ -24,11 +26,11 @@ from llama_index_clip_ext import (
 )
 from llama_index_clip_ext.collection import read_passport
 from llama_index_clip_ext.nodes import make_image_node
-from llama_index_clip_ext.passport import PROPERTY, Passport
+from llama_index_clip_ext.passport import FORMAT, PROPERTY, Passport
 from llama_index_clip_ext.rows import node_hash
 
 DATA = Path(__file__).parent / "data"
-ARCHIVES = ["collection-1-first.zip", "collection-1.zip"]
+ARCHIVES = ["collection-1-first.zip", "collection-1.zip", "collection-2.zip"]
 PICTURES = {"red.png": "A red square.", "猫 在沙发上.png": "沙发上的猫 🐈", "it's.png": ""}
 INLINE = 'inline "猫"\n'
 
@@ -160,6 +162,46 @@ def test_it_is_written_to_and_opened_again(folder, model):
         assert found(store, one("n", "==", 7)) == {INLINE}
 
 
+def test_only_a_write_upgrades_its_format_and_embeds_nothing_again(folder, model, expected):
+    options = {"uri": folder / "photos.db", "collection_name": "photos"}
+    was = json.loads(expected["passport"])["format"]
+    old_rows = sorted(expected["rows"])
+    with create_vector_store(model, **options) as store:
+        assert store.passport.format == was
+        assert store.count() == 5
+        kept = {one: store.get_nodes([one])[0] for one in old_rows}
+        provenance = store.get_provenance(old_rows)
+    with create_vector_store(model, **options) as store:
+        assert store.passport.format == was  # Reading has left it.
+        store.add(model([TextNode(id_="new", text="new")]))
+        assert store.passport.format == FORMAT
+    if was < FORMAT:
+        assert set(provenance.values()) == {"unknown"}
+    with create_vector_store(model, **options) as store:
+        assert store.passport.format == FORMAT
+        assert store.passport.provenance == ("unknown" if was == 1 else "recorded")
+        assert store.get_provenance([*old_rows, "new"]) == provenance | {"new": "text"}
+        assert {one: store.get_nodes([one])[0] for one in old_rows} == kept
+    assert read_passport(**options)[0].format == FORMAT
+
+
+def test_what_is_unknown_is_repaired_when_asked(folder, model):
+    options = {"uri": folder / "photos.db", "collection_name": "photos"}
+    source = {
+        "id_": INLINE,
+        "image": base64.b64encode((folder / "pictures" / "red.png").read_bytes()).decode(),
+        "text": "held in memory",
+        "metadata": {"tags": ["猫", 'b"\\'], "n": 7, "nested": {"a": [1, None]}, "拍-摄": "北京"},
+    }
+    with create_vector_store(model, **options) as store:
+        is_old = store.passport.format == 1
+        ingest = partial(ingest_images, embed_model=model, vector_store=store)
+        assert ingest([ImageNode(**source)]).unchanged == 1
+        assert ingest([ImageNode(**source)], repair=True).replaced == is_old
+        assert store.get_provenance([INLINE]) == {INLINE: "image"}
+        assert ingest([ImageNode(**source)], repair=True).unchanged == 1
+
+
 def test_full_text_is_only_where_it_was_made(folder, model, old):
     if old.full_text:
         assert old.full_text == "english"
@@ -174,8 +216,8 @@ def test_full_text_is_only_where_it_was_made(folder, model, old):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"format": 2, "package": "9.9"}, "'photos' was made by .* 9.9 in format 2.*upgrade"),
-        ({"format": 2, "model": None, "dim": "many"}, "in format 2.*upgrade"),
+        ({"format": 3, "package": "9.9"}, "'photos' was made by .* 9.9 in format 3.*upgrade"),
+        ({"format": 3, "model": None, "dim": "many"}, "in format 3.*upgrade"),
         ({"dim": "64"}, "'photos': its passport is damaged .*dim.*overwrite=True"),
         ({"metric": None}, "'photos': its passport is damaged"),
     ],
@@ -192,3 +234,14 @@ def test_what_cannot_be_read_is_a_clear_error_and_stays(change, said, folder, mo
             read_passport(**options)
     with create_vector_store(model, overwrite=True, **options) as store:
         assert store.count() == 0
+
+
+def test_an_upgrade_keeps_what_another_store_wrote_into_the_passport(old, model, folder):
+    measured = {"text->image": ScoreStatistics(0.1, 0.2)}
+    with create_vector_store(model, uri=folder / "photos.db", collection_name="photos") as other:
+        other.save_calibration(measured)
+    old.write_rows([])
+    old.add(model([TextNode(text="soup", id_="soup")]))
+    with create_vector_store(model, uri=folder / "photos.db", collection_name="photos") as again:
+        assert again.passport.calibration == measured
+        assert again.passport.format == FORMAT

@@ -12,7 +12,14 @@ import pytest
 from by_hand import MODEL, ask
 from pymilvus.exceptions import MilvusException, ParamError
 
-from llama_index_clip_ext import StoreError, StoreUnavailableError, connection, create_vector_store
+from llama_index_clip_ext import (
+    AnswerTooLargeError,
+    CollectionNotFoundError,
+    StoreError,
+    StoreUnavailableError,
+    connection,
+    create_vector_store,
+)
 from llama_index_clip_ext.connection import Connection, split_credentials
 
 ADDRESS = "http://127.0.0.1:19530"
@@ -49,6 +56,8 @@ class Client:
             failure = self.failures.pop(0)
             raise failure() if callable(failure) else failure
         return [name, kwargs]
+
+    query = search
 
     def load_collection(self, name, *, timeout, _async=False):
         self.loaded.append((name, _async))
@@ -112,12 +121,32 @@ def test_what_may_pass_is_tried_again(client, failure):
 @pytest.mark.parametrize("failure", LASTING.values(), ids=LASTING)
 def test_what_the_caller_did_wrong_is_not(client, failure):
     client.failures = [failure]
+    is_of_python = isinstance(failure, TypeError)
 
-    with pytest.raises(type(failure)) as caught:
+    with pytest.raises(TypeError if is_of_python else StoreError) as caught:
         Connection(ADDRESS).call("search", "photos")
 
-    assert caught.value is failure
     assert len(client.calls) == 1
+    assert not isinstance(caught.value, StoreUnavailableError)
+    if is_of_python:
+        assert caught.value is failure
+    else:
+        assert caught.value.__cause__ is failure
+        assert ADDRESS in str(caught.value)
+        assert "search of collection 'photos'" in str(caught.value)
+
+
+def test_a_collection_that_is_gone_and_an_answer_too_large_have_errors_of_their_own(client):
+    sizes = "trying to send message larger than max (90014887 vs. 67108864)"
+    for failure, error in (
+        (LASTING["collection"], CollectionNotFoundError),
+        (Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, sizes), AnswerTooLargeError),
+        (MilvusException(65535, "query results exceed the limit size"), AnswerTooLargeError),
+        (MilvusException(1, "exceed the maxOutputSize Limit, 104857600"), AnswerTooLargeError),
+    ):
+        client.failures = [failure]
+        with pytest.raises(error):
+            Connection(ADDRESS).call("query", "photos")
 
 
 @pytest.mark.parametrize("status", ["PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED"])
@@ -227,7 +256,7 @@ def test_nothing_is_tried_again_on_an_embedded_file(store, monkeypatch):
         raise PASSING["unavailable"]
 
     monkeypatch.setattr(store.client, "search", search)
-    with pytest.raises(Failure):
+    with pytest.raises(StoreError, match="refuses search .*UNAVAILABLE"):
         store.query(ask([1.0] * store.dim))
     assert len(calls) == 1
     assert "timeout" not in calls[0]
@@ -247,7 +276,7 @@ def test_a_wrong_token_is_said_at_once(monkeypatch):
         raise LASTING["token"]
 
     monkeypatch.setattr(connection, "_server_client", refuse)
-    with pytest.raises(StoreError, match="UNAUTHENTICATED: auth check failure; are the") as caught:
+    with pytest.raises(StoreError, match="UNAUTHENTICATED: auth check failure; check") as caught:
         Connection("http://root:s3cret@127.0.0.1:19530")
     assert not isinstance(caught.value, StoreUnavailableError)
     assert len(tries) == 1

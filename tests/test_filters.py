@@ -132,9 +132,10 @@ def test_columns(item, expected):
         ),
         (
             has("n-1", ["a"], "any"),
-            '(json_contains_any($meta["n-1"], ["a"]))',
+            '(json_contains_any($meta["n-1"], ["a"])) or ($meta["n-1"] like "%a%")',
             '(not ($meta["n-1"] like "%") and '
-            'json_contains_any(_node_content["metadata"]["n-1"], ["a"]))',
+            'json_contains_any(_node_content["metadata"]["n-1"], ["a"])) or '
+            '($meta["n-1"] like "%a%")',
         ),
         (has("text", "a"), '($meta["$text"] == "a")', '($meta["$text"] == "a")'),
     ],
@@ -417,3 +418,10 @@ def test_modality_is_the_columns_whatever_the_metadata_say(store):
     store.add([image("i")])
     assert found(store, has("modality", "text")) == ["t"]
     assert found(store, has("modality", "image")) == ["i"]
+
+
+@pytest.mark.parametrize("value", ["./a", "../a/b.png", "~/a"])
+@pytest.mark.parametrize("operator", ["text_match", "contains", ">=", "<"])
+def test_a_part_of_a_path_is_of_the_path_as_it_is_stored(value, operator):
+    with pytest.raises(FilterError, match="paths are stored whole"):
+        expression(has("file_path", value, operator))

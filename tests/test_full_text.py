@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import sys
+from collections import Counter
 
 import pytest
 from by_hand import MODEL, NEAR_X, X, Y, Z, ask
@@ -27,6 +28,7 @@ from llama_index_clip_ext import (
     ingest_images,
 )
 from llama_index_clip_ext.collection import read_passport
+from llama_index_clip_ext.full_text import SPARSE_FIELD
 from llama_index_clip_ext.passport import PROPERTY
 from llama_index_clip_ext.rows import add_fields
 
@@ -365,7 +367,7 @@ def test_a_collection_without_it_opens_as_before_and_says_what_to_do(path):
         fields = store.client.describe_collection(store.collection_name)["fields"]
         assert "sparse_embedding" not in {field["name"] for field in fields}
         for query in (words("red"), both(X, "red")):
-            with pytest.raises(ValueError, match="no full text: make .* full_text='english'"):
+            with pytest.raises(ValueError, match="no full text: index .*'english'.* all its data"):
                 store.query(query)
 
     with pytest.raises(StoreError, match="made with no full text, full_text='english' is wanted"):
@@ -561,3 +563,115 @@ class TestRetriever:
         hits = retriever.retrieve_image(pictures / "red.png")
         assert self.names(hits)[0] == "red.png"
         assert hits[0].score == pytest.approx(1, abs=1e-3)
+
+
+# Weights are of all texts, whatever is added last, filtered out, or deleted.
+
+
+def test_the_newest_captions_of_many_are_found(tmp_path):
+    """Milvus Lite ranks by the texts of a segment: in the newest, small one, no word is rare.
+
+    So the 10,000 that it puts first may hold none of them.
+    """
+    with create_vector_store(MODEL, uri=tmp_path / "a.db", full_text="english") as store:
+        for start in range(0, 12_000, 4_000):
+            store.add(
+                [
+                    picture(f"n{n}", f"photo of a {('dog', 'cat')[n % 2]} number{n}")
+                    for n in range(start, start + 4_000)
+                ]
+            )
+        store.client.flush(store.collection_name)
+        newest = [f"z{n}" for n in range(5)]
+        store.add([picture(name, "photo of a zebra") for name in newest])
+
+        for asked in ("zebra", "dog zebra", "photo of a zebra and a dog"):
+            assert sorted(store.query(words(asked, 5)).ids) == newest
+            assert set(newest) <= set(store.query(words(asked, 16_384)).ids)
+            assert sorted(store.query(both(Y, asked, 5, alpha=0)).ids) == newest
+
+
+@pytest.fixture
+def zoo(tmp_path):
+    """Dogs are common and zebras rare, but not in album y."""
+    with create_vector_store(MODEL, uri=tmp_path / "zoo.db", full_text="english") as store:
+        store.add([picture(f"dog {n}", "dog", album="x") for n in range(400)])
+        store.add([picture(f"zebra {n}", "zebra", album="x") for n in range(20)])
+        store.add([picture("DOG", "dog", album="y")])
+        store.add([picture(f"ZEBRA {n}", "zebra", album="y") for n in range(12)])
+        store.add([TextNode(id_=f"text {n}", text="dog", embedding=Y) for n in range(5)])
+        store.add([picture(f"nothing {n}", "") for n in range(50)])
+        yield store
+
+
+def scores_of(result):
+    return dict(zip(result.ids, result.similarities, strict=True))
+
+
+@pytest.mark.parametrize("asked", ["dog zebra", "zebra", "dog"])
+def test_a_filter_changes_neither_scores_nor_their_order(zoo, asked):
+    everything = scores_of(zoo.query(words(asked, 1_000)))
+    of_album = MetadataFilters(filters=[MetadataFilter(key="album", value="y")])
+
+    for narrowed in (
+        zoo.query(words(asked, 1_000, filters=of_album)),
+        zoo.query(words(asked, 1_000), modality="image"),
+        zoo.query(words(asked, 1_000), modality="text"),
+        zoo.query(words(asked, 1_000, node_ids=["DOG", "ZEBRA 3"])),
+        zoo.query(words(asked, 1_000), string_expr='album == "y"'),
+        zoo.query(words(asked, 7)),
+    ):
+        assert scores_of(narrowed).items() <= everything.items()
+    in_y = zoo.query(words("dog zebra", 1_000, filters=of_album)).ids
+    assert in_y[-1] == "DOG"
+
+
+def test_scores_are_bm25_of_all_texts(zoo):
+    """Written out: k1 and b are Milvus's, 1.2 and 0.75; here every text that has words has one."""
+
+    def bm25(n_with, n_all, average):
+        idf = math.log(1 + (n_all - n_with + 0.5) / (n_with + 0.5))
+        return idf * 2.2 / (1 + 1.2 * (1 - 0.75 + 0.75 / average))
+
+    def check():
+        texts = Counter(node.text for node in zoo.get_nodes(zoo.get_ids()))
+        n_dogs, n_zebras = texts["dog"], texts["zebra"]
+        n_all = zoo.count()
+        found = scores_of(zoo.query(words("dog zebra", 1_000)))
+        assert len(found) == n_dogs + n_zebras
+        expected = {"dog": bm25(n_dogs, n_all, 1), "zebra": bm25(n_zebras, n_all, 1)}
+        for node in zoo.get_nodes(list(found)):
+            assert found[node.node_id] == pytest.approx(expected[node.text], rel=1e-6)
+
+    check()
+    zoo.delete_nodes([f"dog {n}" for n in range(300)])
+    check()
+    zoo.add([picture("DOG", "zebra"), TextNode(id_="text 1", text="zebra", embedding=X)])
+    check()
+
+
+def test_what_another_client_of_this_process_wrote_is_found(tmp_path):
+    """Also where it leaves the number of rows as it was."""
+    with create_vector_store(MODEL, uri=tmp_path / "words.db", full_text="english") as store:
+        texts = {"a": "a cat", "b": "a dog"}
+        store.add([TextNode(id_=id_, text=words, embedding=X) for id_, words in texts.items()])
+
+        def found(words):
+            query = ask(None, query_str=words, mode="text_search")
+            return sorted(store.query(query).ids)
+
+        assert (found("cat"), found("dog")) == (["a"], ["b"])
+        client = MilvusClient(store.uri)
+        (row,) = client.query(store.collection_name, 'id == "b"', output_fields=["*", "embedding"])
+        client.delete(store.collection_name, ids=["b"])
+        row = {key: value for key, value in row.items() if key != SPARSE_FIELD}
+        client.insert(
+            store.collection_name, [row | {"text": "a green cat"}], partition_name="texts"
+        )
+        assert (found("cat"), found("dog")) == (["a", "b"], [])
+        # Ours are noted without reading all of them again.
+        store.add([TextNode(id_="c", text="a cow", embedding=X)])
+        assert (found("cow"), found("cat")) == (["c"], ["a", "b"])
+        store.flush()
+        assert store.delete_nodes(["b"]) == 1
+        assert found("cat") == ["a"]

@@ -6,8 +6,8 @@ import time
 
 import numpy as np
 import pytest
-from llama_index.core.schema import ImageNode, TextNode
-from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from llama_index.core.schema import ImageNode, MetadataMode, TextNode
+from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
 from PIL import Image
 
 from llama_index_clip_ext import (
@@ -19,11 +19,15 @@ from llama_index_clip_ext import (
     ingest_images,
     load_image_nodes,
 )
-from llama_index_clip_ext.ingest import ingest_items
+from llama_index_clip_ext.ingest import IngestOptions, ingest_items
 
 
 def counts(report):
     return report.added, report.unchanged, report.replaced, len(report.failed)
+
+
+def everything(store):
+    return store.get_nodes(filters=MetadataFilters(filters=[]))
 
 
 @pytest.fixture
@@ -135,10 +139,10 @@ def test_an_item_that_is_none_keeps_what_came_before_it(ingest, store, pictures,
 
 
 def test_an_error_of_the_store_is_raised(ingest, store, pictures, monkeypatch):
-    def full(nodes):
+    def full(rows):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(type(store), "add", lambda self, nodes: full(nodes))
+    monkeypatch.setattr(type(store), "write_rows", lambda self, rows: full(rows))
     with pytest.raises(OSError, match="No space left"):
         ingest(pictures, batch_size=1)
 
@@ -230,10 +234,13 @@ def test_an_interruption_drops_what_was_read_ahead(clip, store, pictures):
             [pictures / "red.png"] * 1000,
             embed_model=clip,
             vector_store=store,
-            batch_size=100,
-            on_error="skip",
-            captions=lambda path: captioned.append(path) or time.sleep(0.01),
+            options=IngestOptions(
+                batch_size=100,
+                captions=lambda path: captioned.append(path) or time.sleep(0.01),
+            ),
             on_progress=interrupt,
+            wait_for_index=True,
+            show_progress=False,
             stop=threading.Event(),
         )
     assert len(captioned) < 250
@@ -278,12 +285,95 @@ def test_what_is_no_image_is_refused(ingest):
         ingest([TextNode(text="a")])
 
 
-def test_an_oversize_caption_costs_a_line(ingest, store, pictures):
-    (pictures / "red.txt").write_text("文" * 30_000, encoding="utf-8")
+SIDECARS = {
+    "too long": ("文" * 30_000, "red.txt has more than 65535 bytes"),
+    "yolo": ("0 0.5 0.5 0.2 0.3\n16 0.25 0.75 0.1 0.1\n", "holds numbers"),
+    "yolo segments": ("0 0.1 0.2 0.3 0.4 0.5 0.6\n", "holds numbers"),
+    "dota": (
+        "imagesource:GoogleEarth\ngsd:0.1\n1 2 3 4 5 6 7 8 small-vehicle 0\n",
+        "holds numbers",
+    ),
+    "kitti": ("Car 0.00 0 1.85 387.63 181.54 423.81 203.12 1.67 1.87 3.69\n", "holds numbers"),
+    "json": ('{"shapes": [{"label": "cat"}]}', "holds numbers or markup"),
+    "json lines": ('{"a": 1}\n{"a": 2}', "markup"),
+    "json, cut short": ('{"shapes": [{"lab', "markup"),
+    "yolo by name": ("traffic light 0.5 0.5 0.2 0.3", "holds numbers"),
+    "yolo with nan": ("0 nan 0.5 0.2 0.3", "holds numbers"),
+    "yolo with notes": ("# class x y w h\n0 0.5 0.5 0.2 0.3", "holds numbers"),
+    "csv": ("class,x,y,w,h\n0,0.5,0.5,0.2,0.1", "holds numbers"),
+    "boxes in pixels": ("0 10 20 30 40\n1 5 6 7 8", "holds numbers"),
+    "icdar": ("10,20,30,40,50,60,70,80,what it says", "holds numbers"),
+    "landmarks": ("version: 1\nn_points: 3\n{\n1.0 2.0\n2.5 3.5\n4 5\n}", "holds numbers"),
+    "svg": ('<svg width="1"><g/></svg>', "markup"),
+    "control characters": ("PK\x03\x04abc", "binary"),
+    "xml": ("<annotation><object/></annotation>", "markup"),
+    "too long to be read": ("word " * 300_000, "red.txt has more than 1000000 bytes"),
+    "binary": (b"GIF89a\0\0", "holds binary data"),
+}
+
+
+@pytest.mark.parametrize("kind", SIDECARS)
+def test_what_is_no_caption_costs_the_caption_and_not_the_image(ingest, store, pictures, kind):
+    content, reason = SIDECARS[kind]
+    content = content if isinstance(content, bytes) else content.encode()
+    (pictures / "red.txt").write_bytes(content)
+    (pictures / "blue.txt").write_text("A blue square.")
+
     report = ingest(pictures)
+
+    assert counts(report) == (5, 0, 0, 0)
+    (skipped,) = report.captions_skipped
+    assert "red.png" in skipped.source
+    assert reason in skipped.reason
+    assert "without the text beside them: 1, as /" in str(report)
+    texts = {node.metadata["file_name"]: node.text for node in everything(store)}
+    assert texts == dict.fromkeys(texts, "") | {"blue.png": "A blue square."}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"\xff\xfe\x00", "invalid start byte"), ("红色的船".encode("gb18030"), "save it as UTF-8")],
+)
+def test_a_caption_that_cannot_be_read_is_said(ingest, store, pictures, content, reason):
+    (pictures / "red.txt").write_bytes(content)
+
+    report = ingest(pictures)
+
     assert counts(report) == (4, 0, 0, 1)
-    assert "red.png" in report.failed[0].source
-    assert "90000 bytes" in report.failed[0].reason
+    assert "its caption red.txt cannot be read" in report.failed[0].reason
+    assert reason in report.failed[0].reason
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        *("7", "2024-05-01", "Route 66", "1 2 3", "call 0800 123 456 789", "a [b] {c}", "{x", "<3"),
+        *(
+            "Lotto 4 8 15 16 23 42",
+            "1999 2000 2001 2002",
+            "<annotation of the king>",
+            "Title: a dog",
+        ),
+        *(
+            '["red circle", "blue"]',
+            "Apollo\n1 2 3 4 5",
+            "A dog.\nIt is 3 years old.",
+            "f2.8 ISO 100",
+        ),
+    ],
+)
+def test_captions_with_numbers_and_brackets_are_captions(ingest, store, pictures, caption):
+    (pictures / "red.txt").write_text(caption)
+
+    assert ingest(pictures).captions_skipped == []
+    assert caption in {node.text for node in everything(store)}
+
+
+def test_a_caption_of_a_function_that_is_too_long_is_left_out(ingest, store, pictures):
+    report = ingest(pictures / "red.png", captions=lambda path: "文" * 30_000)
+
+    assert counts(report) == (1, 0, 0, 0)
+    assert "the caption of captions= has more than" in report.captions_skipped[0].reason
 
 
 def test_options_are_checked(ingest, pictures):
@@ -382,3 +472,137 @@ def test_hidden_files_are_left_alone_and_an_unreadable_folder_is_a_line(ingest, 
 def test_impossible_paths_cost_a_line(ingest, pictures):
     report = ingest(["a\0b.jpg", "~nosuchuser/x.jpg", pictures / "red.png"])
     assert counts(report) == (1, 0, 0, 2)
+
+
+def named(operator, value):
+    given = MetadataFilter(key="file_path", operator=FilterOperator(operator), value=value)
+    return MetadataFilters(filters=[given])
+
+
+def test_deleting_by_a_path_as_it_was_ingested(ingest, store, pictures, monkeypatch, tmp_path):
+    """However the file is named, as ingest_images takes it, and how many there were is said."""
+    (tmp_path / "link").symlink_to(pictures)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = ["pictures/red.png", "./pictures/../pictures/green.png", "~/pictures/blue.png"]
+    names.append(str(tmp_path / "link" / "black.png"))
+    for name in names:
+        ingest(pictures)
+        by_name = named("==", name)
+        assert len(store.get_nodes(filters=by_name)) == store.count(filters=by_name) == 1
+        assert store.delete_nodes(filters=by_name) == 1
+        assert store.delete_nodes(filters=by_name) == 0
+        assert store.count() == 4
+    ingest(pictures)
+    both = named("in", ["pictures/red.png", "pictures/green.png"])
+    assert store.delete_nodes(filters=both) == 2
+    assert sorted(node.metadata["file_name"] for node in everything(store)) == [
+        *("black.png", "blue.png", "white.png")
+    ]
+
+
+def tag(store, name, **metadata):
+    """Do what a user does by hand: read a node, write into its metadata, put it back."""
+    (node,) = store.get_nodes(filters=named("==", name))
+    node.metadata |= metadata
+    store.add([node])
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_metadata_of_ones_own_stay_when_it_is_run_again(ingest, store, pictures, changed):
+    ingest(pictures)
+    tag(store, "pictures/red.png", album="spring", rating=5, tags=["a", "b"])
+    if changed:
+        Image.new("RGB", (50, 20), "orange").save(pictures / "red.png")
+
+    report = ingest(pictures)
+
+    assert counts(report) == (0, 4, 1, 0) if changed else (0, 5, 0, 0)
+    (node,) = store.get_nodes(filters=named("==", "pictures/red.png"))
+    assert (node.metadata["album"], node.metadata["rating"]) == ("spring", 5)
+    assert node.metadata["tags"] == ["a", "b"]
+    assert node.metadata["width"] == (50 if changed else 40)
+    by_album = MetadataFilters(filters=[MetadataFilter(key="album", value="spring")])
+    assert store.get_ids(by_album) == [node.node_id]
+    assert counts(ingest(pictures)) == (0, 5, 0, 0)
+
+
+def test_metadata_are_replaced_where_that_is_asked_for(ingest, store, pictures):
+    ingest(pictures)
+    tag(store, "pictures/red.png", album="spring")
+
+    assert counts(ingest(pictures, metadata="replace")) == (0, 4, 1, 0)
+
+    (node,) = store.get_nodes(filters=named("==", "pictures/red.png"))
+    assert "album" not in node.metadata
+    assert counts(ingest(pictures, metadata="replace")) == (0, 5, 0, 0)
+    with pytest.raises(ValueError, match="metadata is 'drop', expected 'keep' or 'replace'"):
+        ingest(pictures, metadata="drop")
+
+
+def test_what_a_node_says_now_goes_before_what_was_stored(ingest, store, pictures):
+    (node,) = load_image_nodes(pictures / "red.png")
+    first = node.model_copy(update={"metadata": {**node.metadata, "album": "a", "kept": 1}})
+    ingest([first])
+    second = node.model_copy(update={"metadata": {**node.metadata, "album": "b"}})
+
+    assert counts(ingest([second])) == (0, 0, 1, 0)
+
+    (stored,) = everything(store)
+    assert (stored.metadata["album"], stored.metadata["kept"]) == ("b", 1)
+
+
+def test_a_caption_that_was_stored_stays_and_one_beside_the_image_replaces_it(
+    ingest, store, pictures
+):
+    ingest(pictures / "red.png", captions=lambda path: "by hand")
+    assert counts(ingest(pictures / "red.png")) == (0, 1, 0, 0)
+    assert everything(store)[0].text == "by hand"
+    (pictures / "red.txt").write_text("beside it")
+    assert counts(ingest(pictures / "red.png")) == (0, 0, 1, 0)
+    assert everything(store)[0].text == "beside it"
+    (pictures / "red.txt").unlink()
+    ingest(pictures / "red.png", metadata="replace")
+    assert everything(store)[0].text == ""
+
+
+def test_metadata_stay_with_a_vector_that_is_not_made_again(ingest, clip, store, pictures):
+    ingest(pictures)
+    tag(store, "pictures/red.png", album="spring")
+    clip_rows, calls = clip.encoder._rows, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clip.encoder, "_rows", lambda *a, **k: calls.append(1) or clip_rows(*a, **k))
+        ingest(pictures)
+        ingest(pictures, metadata="replace")
+    assert calls == []
+
+
+def test_another_picture_in_a_file_has_not_the_caption_of_the_one_before(ingest, store, pictures):
+    ingest(pictures / "red.png", captions=lambda path: "a red square")
+    tag(store, "pictures/red.png", album="spring")
+    Image.new("RGB", (50, 20), "blue").save(pictures / "red.png")
+
+    assert counts(ingest(pictures / "red.png")) == (0, 0, 1, 0)
+
+    (node,) = everything(store)
+    assert (node.text, node.metadata["album"]) == ("", "spring")
+    assert "red.png" in node.get_content(MetadataMode.EMBED)  # The name stands for it again.
+
+
+def test_labels_that_were_stored_as_a_caption_go(ingest, store, pictures):
+    """As an earlier version stored them."""
+    ingest(pictures / "red.png")
+    (node,) = everything(store)
+    node.set_content("0 0.5 0.5 0.2 0.3")
+    store.add([node])
+    (pictures / "red.txt").write_text("0 0.5 0.5 0.2 0.3")
+
+    assert len(ingest(pictures / "red.png").captions_skipped) == 1
+    assert everything(store)[0].text == ""
+    assert counts(ingest(pictures / "red.png")) == (0, 1, 0, 0)
+
+
+@pytest.mark.parametrize("caption", [7, b"a", ["a"]])
+def test_a_caption_of_a_function_is_a_text(ingest, store, pictures, caption):
+    report = ingest(pictures / "red.png", captions=lambda path: caption)
+    assert counts(report) == (0, 0, 0, 1)
+    assert "captions returned a" in report.failed[0].reason

@@ -3,33 +3,47 @@
 The failures are real: something lies where Milvus Lite makes a file or folder.
 """
 
+import asyncio
 import gc
 import hashlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from by_hand import MODEL, X, ask, image
-from pymilvus import MilvusClient
+from by_hand import MODEL, X, Y, ask, image, text
+from filter_oracle import group, one
+from llama_index.core import Document, StorageContext
+from llama_index.core.schema import ImageDocument
+from llama_index.vector_stores.milvus import MilvusVectorStore
+from PIL import Image
+from pymilvus import AsyncMilvusClient, MilvusClient
 
+import llama_index_clip_ext
 from llama_index_clip_ext import (
+    CLIPVectorStoreIndex,
     EmbeddingSpaceMismatchError,
     StoreError,
     StoreLockedError,
     create_vector_store,
     ingest_images,
+    lite,
 )
-from llama_index_clip_ext.lite import _release_server, lock_holder
+from llama_index_clip_ext.lite import _release_server, _servers, lock_holder
+from llama_index_clip_ext.passport import PROPERTY
+from llama_index_clip_ext.rows import node_to_row
 from llama_index_clip_ext.vectors import l2_normalize
 
 # Milvus Lite drops the log of a flush that failed, and Python finds it open.
@@ -59,6 +73,27 @@ def logs_of(path):
 
 def size_of(files):
     return sum(file.stat().st_size for file in files)
+
+
+def run_child(code, folder, *, ends_with=0):
+    """Run code in another process, whose embedded file is in a folder."""
+    tests, package = Path(__file__).parent, Path(llama_index_clip_ext.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{package}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == ends_with, done.stderr
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def set_free(monkeypatch, mebibytes):
@@ -453,3 +488,283 @@ def test_an_index_that_was_cut_short_is_made_again(size, path):
     with create_vector_store(MODEL, uri=path) as store:
         assert store.query(ask(X)).ids == ["a"]
     assert index.read_bytes() == whole
+
+
+# A row comes back: Milvus Lite forgets a delete once its id is inserted again.
+
+
+@contextmanager
+def reopened(store, path):
+    """Close a store, which has everything put into files, and open it again."""
+    store.close()
+    with create_vector_store(MODEL, uri=path) as again:
+        yield again
+
+
+def shown(store):
+    """Return the ids that each road shows, by modality: all of them agree."""
+    shown = {}
+    for modality in ("image", "text", None):
+        ids = sorted(store.get_ids(modality=modality))
+        assert sorted(store.query(ask(X, 100), modality=modality).ids) == ids
+        assert store.count(modality) == len(ids)
+        assert sorted(node.node_id for node in store.get_nodes(ids)) == ids
+        shown[modality] = ids
+    assert sorted(shown["image"] + shown["text"]) == shown[None]
+    return shown["image"], shown["text"]
+
+
+@pytest.mark.parametrize("made", ["in memory", "in a file", "by another process's run"])
+@pytest.mark.parametrize("then", ["in memory", "in a file"])
+@pytest.mark.parametrize("first", [image, text])
+def test_a_node_whose_modality_changes_leaves_no_row_behind(path, first, made, then):
+    second = text if first is image else image
+    store = create_vector_store(MODEL, uri=path)
+    store.add([first("x", X), first("stays", Y), second("other", Y)])
+    if made == "in a file":
+        store.flush()
+    if made == "by another process's run":
+        store.close()
+        store = create_vector_store(MODEL, uri=path)
+
+    store.add([second("x", Y)], force_flush=then == "in a file")
+
+    expected = {first: ["stays"], second: ["other", "x"]}
+    assert shown(store) == (expected[image], expected[text])
+    with reopened(store, path) as again:
+        assert shown(again) == (expected[image], expected[text])
+        assert again.query(ask(Y)).ids.count("x") == 1
+        # And back.
+        again.add([first("x", X)])
+        expected = {first: ["stays", "x"], second: ["other"]}
+        assert shown(again) == (expected[image], expected[text])
+
+
+WAYS_TO_DELETE = {
+    "delete": lambda store: store.delete("x"),
+    "delete_nodes": lambda store: store.delete_nodes(["x"]),
+    "by a filter": lambda store: store.delete_nodes(filters=group(one("n", "==", 1))),
+    "clear": lambda store: store.clear(),
+}
+
+
+@pytest.mark.parametrize("delete", WAYS_TO_DELETE.values(), ids=WAYS_TO_DELETE)
+@pytest.mark.parametrize("made", ["in memory", "in a file", "by another process's run"])
+@pytest.mark.parametrize("is_flushed", [False, True])
+@pytest.mark.parametrize("again_as", [image, text])
+def test_an_id_that_was_deleted_and_is_added_again_is_there_once(
+    path, delete, made, is_flushed, again_as
+):
+    store = create_vector_store(MODEL, uri=path)
+    store.add([image("x", X, n=1)])
+    if made == "in a file":
+        store.flush()
+    if made == "by another process's run":
+        store.close()
+        store = create_vector_store(MODEL, uri=path)
+    delete(store)
+    assert shown(store) == ([], [])
+    if is_flushed:
+        store.flush()
+
+    store.add([again_as("x", Y)])
+
+    expected = (["x"], []) if again_as is image else ([], ["x"])
+    assert shown(store) == expected
+    assert store.query(ask(Y)).similarities == pytest.approx([1])
+    with reopened(store, path) as again:
+        assert shown(again) == expected
+        assert again.query(ask(Y)).similarities == pytest.approx([1])
+        assert again.get_nodes(["x"])[0].metadata == {}
+
+
+def test_a_delete_in_the_log_of_a_process_that_was_killed_is_remembered(path):
+    code = """
+    import os
+    from by_hand import *
+    from llama_index_clip_ext import create_vector_store
+    store = create_vector_store(MODEL, uri="a.db")
+    store.add([image("x", X)])
+    store.flush()
+    store.delete("x")
+    os._exit(9)
+    """
+    run_child(code, path.parent, ends_with=9)
+
+    with create_vector_store(MODEL, uri=path) as store:
+        assert shown(store) == ([], [])
+        store.add([text("x", Y)])
+        assert shown(store) == ([], ["x"])
+        with reopened(store, path) as again:
+            assert shown(again) == ([], ["x"])
+
+
+def test_an_image_of_an_index_that_becomes_a_text_is_found_as_a_text_only(clip, path, tmp_path):
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    picture = ImageDocument(id_="item-7", image_path=str(tmp_path / "red.png"))
+    with create_vector_store(clip, uri=path) as store:
+        CLIPVectorStoreIndex.from_documents(
+            [picture],
+            StorageContext.from_defaults(vector_store=store),
+            embed_model=clip,
+        )
+    with create_vector_store(clip, uri=path) as store:
+        index = CLIPVectorStoreIndex.from_vector_store(store, embed_model=clip)
+        index.update_ref_doc(Document(id_="item-7", text="the picture was withdrawn"))
+        found = {
+            modality: [
+                type(hit.node)
+                for hit in index.as_retriever(modality=modality).retrieve("a picture")
+            ]
+            for modality in ("image", "text")
+        }
+        assert found == {"image": [], "text": [Document]}
+
+
+# Searches after a kill, and by stores that do not know of each other's rows.
+
+
+def test_rows_that_a_killed_process_left_in_the_log_are_put_into_files_by_the_first_search(path):
+    code = """
+    import os
+    import numpy as np
+    from by_hand import *
+    from llama_index_clip_ext import create_vector_store
+    store = create_vector_store(MODEL.but(dim=256), uri="a.db")
+    rows = np.eye(256).tolist()
+    for start in range(0, 2_000, 500):
+        nodes = [image(f"{n}", rows[n % 256]) for n in range(start, start + 500)]
+        store.add(nodes)
+    os._exit(9)
+    """
+    run_child(code, path.parent, ends_with=9)
+    assert size_of(logs_of(path)) > 2**20
+
+    with create_vector_store(MODEL.but(dim=256), uri=path) as store:
+        assert len(store.query(ask([1.0] * 256, 5)).ids) == 5
+        assert logs_of(path) == []
+
+
+def test_rows_of_many_short_lived_stores_are_counted_together(path):
+    with create_vector_store(MODEL, uri=path) as store:
+        for part in range(6):
+            with create_vector_store(MODEL, uri=path) as another:
+                another.add([image(f"{part} {n}") for n in range(N // 4)])
+        assert size_of(logs_of(path)) > 0
+        store.query(ask())
+        assert logs_of(path) == []
+
+
+# Stores that were dropped, and clients that are not ours.
+
+
+def test_a_store_that_was_dropped_without_being_closed_lets_go_of_its_file(path):
+    store = create_vector_store(MODEL, uri=path)
+    store.add([image("a")])
+    del store
+    gc.collect()
+
+    code = """
+    from by_hand import *
+    from llama_index_clip_ext import create_vector_store
+    with create_vector_store(MODEL, uri="a.db") as store:
+        assert store.count() == 1
+    """
+    wait_until(lambda: str(path) not in _servers())
+    run_child(code, path.parent)
+
+
+def test_a_store_that_was_dropped_by_a_failing_function_does_too(path):
+    def fails():
+        store = create_vector_store(MODEL, uri=path)
+        store.add([image("a")])
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
+    gc.collect()
+    wait_until(lambda: str(path) not in _servers())
+
+
+@pytest.mark.parametrize("their", ["LlamaIndex's store", "pymilvus's client", "an async client"])
+def test_closing_leaves_a_file_to_other_clients_of_this_process(path, their):
+    store = create_vector_store(MODEL, uri=path)
+    store.add([image("a")])
+    if their == "LlamaIndex's store":
+        other = MilvusVectorStore(uri=str(path), collection_name="theirs", dim=4)
+        client = other.client
+    elif their == "pymilvus's client":
+        client = MilvusClient(str(path))
+    else:
+        client = None
+
+    async def count():
+        one = AsyncMilvusClient(str(path))
+        try:
+            await one.has_collection("clip_ext")
+            store.close()
+            return await one.query("clip_ext", output_fields=["count(*)"])
+        finally:
+            await one.close()
+
+    try:
+        if client is None:
+            assert asyncio.run(count())[0]["count(*)"] == 1
+        else:
+            store.close()
+            assert client.query("clip_ext", output_fields=["count(*)"])[0]["count(*)"] == 1
+            with create_vector_store(MODEL, uri=path) as again:
+                assert again.count() == 1
+            assert client.query("clip_ext", output_fields=["count(*)"])[0]["count(*)"] == 1
+    finally:
+        if client is not None:
+            client.close()
+    # Once they are gone, our next close unlocks it.
+    create_vector_store(MODEL, uri=path).close()
+    assert str(path) not in _servers()
+
+
+def test_where_there_is_no_milvus_lite_the_way_out_is_said(path, monkeypatch):
+    """As on Windows, for which the package is not built."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "milvus_lite"]:
+        monkeypatch.delitem(sys.modules, name)
+
+    class Absent:
+        def find_spec(self, name, *args):
+            if name.partition(".")[0] == "milvus_lite":
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(lite, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
+    with pytest.raises(StoreError, match=r"needs the package milvus-lite, .*Windows; use a Milvus"):
+        create_vector_store(MODEL, uri=path)
+
+
+@pytest.mark.parametrize("full_text", [None, "english"])
+def test_rows_that_an_older_version_left_behind_go_with_the_first_write(path, full_text):
+    """It left the old row of a node whose modality changed in the other partition's file."""
+    with create_vector_store(MODEL, uri=path, full_text=full_text) as store:
+        store.add([image("a"), image("b", colour="red"), text("c", colour="blue")])
+        store.flush()
+        moved = {"texts": text("a", Y, colour="green"), "images": image("c", Y)}
+        for partition, node in moved.items():  # As that version wrote them.
+            store.client.insert(
+                store.collection_name, [node_to_row(node, 4)], partition_name=partition
+            )
+        old = json.loads(store.passport.to_properties()[PROPERTY]) | {"format": 1}
+        store.client.alter_collection_properties(store.collection_name, {PROPERTY: json.dumps(old)})
+    with create_vector_store(MODEL, uri=path) as store:
+        store.add([text("d")])
+    for _ in range(2):
+        with create_vector_store(MODEL, uri=path) as store:
+            ids = {m: sorted(store.query(ask(), modality=m).ids) for m in ("image", "text")}
+            assert ids == {"image": ["b", "c"], "text": ["a", "d"]}
+            assert (store.count("image"), store.count("text")) == (2, 2)
+            (node,) = store.get_nodes(["a"])
+            assert (node.text, node.metadata) == ("text of a", {"colour": "green"})
+            np.testing.assert_allclose(node.embedding, Y)
+            assert store.delete_nodes(["a"]) == 1
+            store.add([text("a", Y, colour="green")])
+            if full_text:
+                query = ask(None, query_str="text", mode="text_search")
+                assert sorted(store.query(query).ids) == ["a", "d"]

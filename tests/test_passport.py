@@ -1,6 +1,7 @@
 """The passport: which model made a collection's vectors."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from by_hand import MODEL
@@ -12,7 +13,7 @@ from llama_index_clip_ext.errors import (
     StoreError,
 )
 from llama_index_clip_ext.models import EmbeddingSpace, ScoreStatistics
-from llama_index_clip_ext.passport import PROPERTY, Passport
+from llama_index_clip_ext.passport import FORMAT, PROPERTY, UPGRADES, Passport
 
 SPACE = EmbeddingSpace("模型-a", "0123456789abcdef", "a" * 64, "b" * 64, dim=4)
 STATISTICS = {"text->image": ScoreStatistics(mean=0.18, std=0.03)}
@@ -29,18 +30,34 @@ FIRST = (
 FORMAT_1 = (
     FIRST + ', "calibration": {"text->image": {"mean": 0.18, "std": 0.03}}, "full_text": "english"'
 )
+FORMAT_2 = FORMAT_1.replace('"format": 1', '"format": 2') + ', "provenance": "recorded"'
 
 
 def read(properties):
     return Passport.from_properties(properties, "photos")
 
 
-def test_format_1_is_written_and_read_to_the_letter():
+def test_format_2_is_written_and_read_to_the_letter():
     passport = Passport(SPACE, "IP", "0.1.0", STATISTICS, "english")
 
-    assert passport.to_properties() == {PROPERTY: FORMAT_1 + "}"}
-    assert read({PROPERTY: FORMAT_1 + "}"}) == passport
-    assert read({PROPERTY: FIRST + "}"}) == Passport(SPACE, "IP", "0.1.0")
+    assert passport.to_properties() == {PROPERTY: FORMAT_2 + "}"}
+    assert read({PROPERTY: FORMAT_2 + "}"}) == passport
+
+
+def test_format_1_is_read_and_its_rows_do_not_say_which_tower_made_their_vectors():
+    old = {"provenance": "unknown", "format": 1}
+
+    assert read({PROPERTY: FIRST + "}"}) == Passport(SPACE, "IP", "0.1.0", **old)
+    whole = Passport(SPACE, "IP", "0.1.0", STATISTICS, "english", **old)
+    assert read({PROPERTY: FORMAT_1 + "}"}) == whole
+    # Written again, it is of the format of today, and still does not say it of those rows.
+    upgraded = FORMAT_2.replace('"recorded"', '"unknown"') + "}"
+    assert whole.to_properties() == {PROPERTY: upgraded}
+    assert read({PROPERTY: upgraded}) == replace(whole, format=2)
+
+
+def test_every_older_format_has_an_upgrade_and_no_other():
+    assert sorted(UPGRADES) == list(range(1, FORMAT))
 
 
 @pytest.mark.parametrize(
@@ -49,12 +66,14 @@ def test_format_1_is_written_and_read_to_the_letter():
         "",
         "no JSON",
         FORMAT_1,
+        FORMAT_2,
         "null",
         "7",
         "[]",
         "[" * 100_000,
         "{}",
         '{"format": 1}',
+        FORMAT_2 + ', "provenance": "guessed"}',
         *(FORMAT_1 + f', "{change}}}' for change in (
             *('format": "1"', 'format": 0', 'format": null', 'format": 1.5'),
             *('model": 7', 'dim": "4"', 'dim": 4.5', 'weights": null', 'revision": ["a"]'),
@@ -66,7 +85,9 @@ def test_format_1_is_written_and_read_to_the_letter():
     ],
 )  # fmt: skip
 def test_a_damaged_one_is_a_clear_error(damaged):
-    with pytest.raises(StoreError, match="'photos': its passport is damaged .*overwrite=True"):
+    with pytest.raises(
+        StoreError, match="'photos': its passport is damaged .*overwrite=True.*drops"
+    ):
         read({PROPERTY: damaged})
 
 
@@ -88,6 +109,7 @@ def test_a_passport_survives_the_collections_properties():
     assert list(properties) == [PROPERTY]
     assert isinstance(properties[PROPERTY], str)
     assert read({**properties, "mmap.enabled": "true"}) == passport
+    assert (passport.provenance, passport.format) == ("recorded", FORMAT)
     assert passport.package == __version__
 
 
@@ -106,9 +128,9 @@ def test_what_a_later_version_adds_does_not_matter():
 
 def test_a_newer_format_is_refused():
     properties = Passport(SPACE, "IP", package="9.9").to_properties()
-    content = json.loads(properties[PROPERTY]) | {"format": 2}
+    content = json.loads(properties[PROPERTY]) | {"format": 3}
 
-    with pytest.raises(StoreError, match=r"'photos' was made by .* 9\.9 in format 2.* up to 1; up"):
+    with pytest.raises(StoreError, match=r"'photos' was made by .* 9\.9 in format 3.* up to 2; up"):
         read({PROPERTY: json.dumps(content)})
 
 

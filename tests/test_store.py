@@ -43,9 +43,11 @@ from llama_index_clip_ext import (
     StoreLockedError,
     StoreUnavailableError,
     collection,
+    create_retriever,
     create_vector_store,
 )
 from llama_index_clip_ext.collection import read_passport
+from llama_index_clip_ext.vectors import l2_normalize
 
 INJECTION = 'x"] or id in ["b'
 
@@ -188,7 +190,8 @@ def test_filters_and_ids_narrow_a_query(store):
     assert sorted(store.query(ask(filters=where("colour", "red"))).ids) == ["a", "b"]
     assert store.query(ask(node_ids=["b", "c"], filters=where("colour", "red"))).ids == ["b"]
     assert store.query(ask(doc_ids=["album"])).ids == ["a"]
-    assert sorted(store.query(ask(node_ids=[], doc_ids=[])).ids) == ["a", "b", "c"]
+    assert sorted(store.query(ask(node_ids=[])).ids) == ["a", "b", "c"]
+    assert store.query(ask(doc_ids=[])).ids == []
     assert store.query(ask(node_ids=[INJECTION])).ids == []
     assert store.query(ask(doc_ids=[INJECTION])).ids == []
 
@@ -272,6 +275,65 @@ def test_mmr_takes_its_threshold_from_the_query_too(store):
     query = ask(X, top_k=2, mode=VectorStoreQueryMode.MMR, mmr_threshold=1.0)
 
     assert sorted(store.query(query).ids) == ["a", "b"]
+
+
+def textbook_mmr(embeddings, query, count, weight):
+    """Carbonell and Goldstein 1998: against the most alike of all that were picked."""
+    left, picked = dict(embeddings), []
+    while left and len(picked) < count:
+        scores = {
+            name: weight * np.dot(row, query)
+            - (1 - weight) * max((np.dot(row, embeddings[one]) for one in picked), default=0)
+            for name, row in left.items()
+        }
+        picked.append(max(scores, key=scores.get))
+        del left[picked[-1]]
+    return picked
+
+
+def test_mmr_compares_with_all_that_were_picked(store):
+    """LlamaIndex's own compares with the last alone, and takes a near twin of the first for new."""
+    near = 1e-3
+    a, b, c = [0.8, 0.6, 0, 0], [0.8, 0, 0.6, 0], [0.65, 0, 0, 0.76]
+    rows = {"A0": a, "A1": [*a[:3], near], "B0": b, "B1": [*b[:3], near], "C": c}
+    rows = {name: (np.array(row) / np.linalg.norm(row)).tolist() for name, row in rows.items()}
+    store.add([image(name, row) for name, row in rows.items()])
+
+    found = store.query(ask(X, 4, mode=VectorStoreQueryMode.MMR, mmr_threshold=0.5)).ids
+
+    assert found[:3] == textbook_mmr(rows, X, 3, 0.5)
+    assert {one[0] for one in found[:3]} == {"A", "B", "C"}
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.2, 0.5, 0.9, 1.0])
+def test_mmr_is_the_textbooks(tmp_path, weight):
+    chance = np.random.default_rng(0)
+    rows = l2_normalize(chance.normal(size=(400, 24)) + chance.integers(0, 3, size=(400, 1)))
+    embeddings = {str(n): row for n, row in enumerate(rows)}
+    with create_vector_store(MODEL.but(dim=24), uri=tmp_path / "a.db") as store:
+        store.add([image(name, row.tolist()) for name, row in embeddings.items()])
+        for query in l2_normalize(chance.normal(size=(4, 24))):
+            candidates = store.query(ask(query.tolist(), 100)).ids
+            asked = ask(query.tolist(), 25, mode=VectorStoreQueryMode.MMR, mmr_threshold=weight)
+            found = store.query(asked)
+            known = {name: embeddings[name] for name in candidates}
+            assert found.ids == textbook_mmr(known, query, 25, weight)
+            assert found.similarities == pytest.approx([embeddings[i] @ query for i in found.ids])
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, 7, math.nan])
+def test_an_impossible_mmr_threshold_is_refused(store, clip, tmp_path, threshold):
+    query = ask(X, mode=VectorStoreQueryMode.MMR)
+    with pytest.raises(ValueError, match=r"mmr_threshold is .*expected 0"):
+        store.query(query, mmr_threshold=threshold)
+    query.mmr_threshold = threshold
+    with pytest.raises(ValueError, match=r"mmr_threshold is .*expected 0"):
+        store.query(query)
+    with (
+        create_vector_store(clip, uri=tmp_path / "b.db") as own,
+        pytest.raises(ValueError, match=r"mmr_threshold is .*expected 0"),
+    ):
+        create_retriever(clip, own, vector_store_query_mode="mmr", mmr_threshold=threshold)
 
 
 def test_mmr_of_nothing(store):
@@ -452,6 +514,20 @@ def test_deleting_nodes(store):
     assert ids(store) == ["c"]
 
 
+def test_deleting_says_how_many_there_were(store):
+    store.add([image("a"), image("b", colour="red"), text("t", colour="red")])
+    assert store.delete_nodes(["a", "no such"]) == 1
+    assert store.delete_nodes(["b"], where("colour", "blue")) == 0
+    assert store.delete_nodes(filters=where("colour", "red")) == 2
+    assert store.delete_nodes([]) == 0
+    assert store.count() == 0
+
+
+async def test_deleting_in_a_loop_says_how_many_there_were(store):
+    store.add([image("a"), image("b")])
+    assert await store.adelete_nodes(["a", "no such"]) == 1
+
+
 @pytest.mark.parametrize(
     "filters",
     [None, MetadataFilters(filters=[]), MetadataFilters(filters=[MetadataFilters(filters=[])])],
@@ -480,7 +556,7 @@ def test_nodes_and_ids_may_come_from_a_generator(store):
         (lambda store: store.get_nodes(b"1"), TypeError, "node_ids is one bytes"),
         (lambda store: store.get_hashes("12"), TypeError, "node_ids is one str"),
         (lambda store: store.delete_nodes([1]), TypeError, "node_ids holds 1"),
-        (lambda store: store.delete(5), TypeError, "node_ids holds 5"),
+        (lambda store: store.delete(5), TypeError, "ref_doc_id holds 5"),
         (lambda store: store.query(ask(node_ids="1")), TypeError, "node_ids is one str"),
         (lambda store: store.query(ask(top_k=2.5)), ValueError, "similarity_top_k is 2.5"),
         (lambda store: store.query(ask(top_k=True)), ValueError, "similarity_top_k is True"),
@@ -1054,7 +1130,7 @@ def test_a_query_object_is_not_changed(store):
 
 
 def test_what_was_written_is_put_into_files_before_a_search(tmp_path, monkeypatch):
-    monkeypatch.setattr("llama_index_clip_ext.store._MAX_UNFLUSHED", 3)
+    monkeypatch.setattr("llama_index_clip_ext.lite.MAX_UNFLUSHED_ROWS", 3)
     flushed = []
     with create_vector_store(MODEL, uri=tmp_path / "own.db") as store:
         flush = store.client.flush

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from llama_index.core.schema import ImageDocument, ImageNode, TextNode
+from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from PIL import Image
 
 from llama_index_clip_ext import (
@@ -20,6 +22,7 @@ from llama_index_clip_ext import (
     StoreError,
     SyncError,
     SyncRunningError,
+    aingest_images,
     async_images,
     create_vector_store,
     ingest_images,
@@ -518,7 +521,9 @@ async def test_async_twin(clip, store, pictures):
     assert report.added == 5
 
 
-async def test_a_cancelled_twin_stops(clip, store, tmp_path):
+@pytest.fixture
+def many(tmp_path):
+    """A folder of 200 pictures, and a captioner that is slow and says when it was first asked."""
     folder = tmp_path / "many"
     folder.mkdir()
     for number in range(200):
@@ -529,25 +534,41 @@ async def test_a_cancelled_twin_stops(clip, store, tmp_path):
         asked.set()
         time.sleep(0.02)
 
-    task = asyncio.create_task(
-        async_images(folder, embed_model=clip, vector_store=store, captions=caption, batch_size=4)
-    )
-    await asyncio.to_thread(asked.wait, 30)
+    return folder, asked, caption
+
+
+@pytest.mark.parametrize("run", [async_images, aingest_images])
+async def test_a_cancelled_twin_has_stopped_when_the_cancel_returns(clip, store, many, run):
+    folder, asked, caption = many
+    options = {"embed_model": clip, "vector_store": store, "batch_size": 4}
+    threads = set(threading.enumerate())
+    task = asyncio.create_task(run(folder, captions=caption, **options))
+    while not asked.is_set():
+        await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    lock_is_free = False
-    for _ in range(200):
-        try:
-            report = await async_images(
-                folder / "..", embed_model=clip, vector_store=store, dry_run=False, recursive=False
-            )
-            lock_is_free = report.total == 0
-            break
-        except SyncRunningError:
-            await asyncio.sleep(0.05)
-    assert lock_is_free
-    assert store.count() < 200
+
+    left = {one.name for one in set(threading.enumerate()) - threads if one.is_alive()}
+    assert not [name for name in left if name.startswith(("clip-reader", "clip-writer"))]
+    count = store.count()
+    assert count < 200
+    await store.aclear()
+    # No other sync is still at it, and nobody writes behind the clearing.
+    report = await async_images(folder, captions=None, **options)
+    assert report.added == 200
+    await asyncio.sleep(0.3)
+    assert store.count() == 200
+
+
+async def test_a_twin_that_ran_out_of_time_can_be_run_again_at_once(clip, store, many):
+    folder, _, caption = many
+    options = {"embed_model": clip, "vector_store": store, "batch_size": 4}
+    for _ in range(3):
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(async_images(folder, captions=caption, **options), 0.3)
+    report = await async_images(folder, captions=None, **options)
+    assert report.total == 200
 
 
 INTERRUPTED = """
@@ -839,3 +860,115 @@ def test_ctrl_c_while_rows_are_removed_is_told(sync, clip, store, pictures, monk
     with pytest.raises(IngestInterrupted) as caught:
         sync_images(pictures, embed_model=clip, vector_store=store, delete=True)
     assert caught.value.report.removed == 1
+
+
+def host(folder, *colours):
+    """Mount a host's folder in the place of the other's."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for colour in colours:
+        Image.new("RGB", (40, 30), colour).save(folder / f"{colour}.png")
+
+
+def by_namespace(store):
+    nodes = store.get_nodes(store.get_ids(modality="image"))
+    return sorted(
+        (node.metadata.get("clip_namespace", ""), node.metadata["file_name"]) for node in nodes
+    )
+
+
+def test_two_hosts_with_one_path_keep_their_own_rows(sync, store, tmp_path):
+    folder = tmp_path / "photos"
+    host(folder, "red", "green")
+    sync(folder, namespace="one", added=2, embeds=["green.png", "red.png"])
+    host(folder, "red", "blue")
+    sync(folder, namespace="two", added=2, embeds=["blue.png", "red.png"], delete=True)
+    one = [("one", "green.png"), ("one", "red.png")]
+    assert by_namespace(store) == [*one, ("two", "blue.png"), ("two", "red.png")]
+
+    # Each sees its own changes only: what is gone, moved and new.
+    (folder / "red.png").unlink()
+    (folder / "blue.png").rename(folder / "sky.png")
+    sync(folder, namespace="two", removed=1, moved=1, delete=True)
+    assert by_namespace(store) == [*one, ("two", "sky.png")]
+    host(folder, "red", "green")
+    sync(folder, namespace="one", unchanged=2, delete=True)
+    host(folder, "red", "green")
+    sync(folder, added=2, embeds=["green.png", "red.png"], delete=True)
+    assert by_namespace(store) == [("", "green.png"), ("", "red.png"), *one, ("two", "sky.png")]
+    host(folder, "red")
+    sync(folder, unchanged=1, removed=1, delete=True)
+    assert by_namespace(store) == [("", "red.png"), *one, ("two", "sky.png")]
+
+
+def test_ids_without_a_namespace_stay_what_they_were(pictures):
+    plain = [node.node_id for node in load_image_nodes(pictures)]
+    assert [node.node_id for node in load_image_nodes(pictures, namespace="")] == plain
+    named = [node.node_id for node in load_image_nodes(pictures, namespace="one")]
+    other = [node.node_id for node in load_image_nodes(pictures, namespace="two")]
+    assert len({*plain, *named, *other}) == 3 * len(plain)
+    by_content = {
+        node.node_id
+        for namespace in ("", "one", "two")
+        for node in load_image_nodes(pictures, namespace=namespace, id_by="content")
+    }
+    assert len(by_content) == 3 * len(plain)
+    # As format 1 made them: a UUID of the path, under the package's own namespace.
+    ours = uuid.UUID("7a1f6f0e-3a55-5c5e-9d0b-6c2f1d8a4b11")
+    assert plain[0] == str(uuid.uuid5(ours, str(sorted(pictures.iterdir())[0])))
+
+
+def test_ingest_sync_and_the_command_line_have_the_same_namespace(
+    sync, clip, clip_dir, store, pictures, monkeypatch, capsys
+):
+    ingest_images(pictures, embed_model=clip, vector_store=store, namespace="one")
+    sync(pictures, namespace="one", unchanged=5)
+    names = [("one", f"{colour}.png") for colour in ("black", "blue", "green", "red", "white")]
+    assert by_namespace(store) == names
+    found = store.get_ids(
+        MetadataFilters(filters=[MetadataFilter(key="clip_namespace", value="one")])
+    )
+    assert len(found) == 5
+    store.close()
+    for command in ("index", "sync"):
+        options = ("--uri", store.uri, "--model", str(clip_dir), "--namespace", "one")
+        monkeypatch.setattr(sys, "argv", ["clip-ext", command, str(pictures), *options])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 0
+        assert capsys.readouterr().out.startswith("0 added, 5 unchanged")
+
+
+@pytest.mark.parametrize("namespace", ["\ud800", 7, None])
+def test_what_is_no_namespace_is_refused(clip, store, pictures, namespace):
+    for run in (ingest_images, sync_images):
+        with pytest.raises((TypeError, ValueError), match="namespace"):
+            run(pictures, embed_model=clip, vector_store=store, namespace=namespace)
+    assert store.count() == 0
+
+
+@pytest.mark.parametrize("delete", [True, False])
+def test_a_moved_image_of_unknown_provenance_is_repaired_in_its_new_place(
+    sync, clip, store, pictures, monkeypatch, delete
+):
+    own = np.eye(16)[0].tolist()
+    (node,) = load_image_nodes(pictures / "red.png")
+    store.add([node.model_copy(update={"embedding": own})])
+    (pictures / "red.png").rename(pictures / "moved.png")
+    rest = {"checksum": True, "delete": delete, "added": 4, "moved": 1}
+    sync(pictures, dry_run=True, **rest)
+    names = ["black.png", "blue.png", "green.png", "moved.png", "white.png"]
+    sync(pictures, embeds=names, **rest)
+    assert_equal(store, clip, pictures)
+    sync(pictures, unchanged=5, checksum=True)
+
+
+def test_metadata_that_are_called_namespace_are_the_users_own(sync, store, clip, pictures):
+    nodes = load_image_nodes(pictures)
+    for node in nodes:
+        node.metadata["namespace"] = "holiday"
+    ingest_images(nodes, embed_model=clip, vector_store=store)
+    (pictures / "red.png").unlink()
+    sync(pictures, unchanged=4, removed=1, delete=True)
+    (pictures / "blue.png").rename(pictures / "sky.png")
+    sync(pictures, unchanged=3, moved=1, delete=True)

@@ -1,7 +1,8 @@
 """Write a collection for `test_compatibility.py`, with whichever code of this package is imported.
 
-``collection-1-first.zip`` was written by commit a38c860, the first with a store that landed, and
-``collection-1.zip`` by the first commit that has this file: in a checkout of the commit,
+``collection-1-first.zip`` was written by commit a38c860, the first with a store that landed,
+``collection-1.zip`` by the first commit that has this file, and ``collection-2.zip`` by the first
+that writes format 2: in a checkout of the commit,
 
     PYTHONPATH=. python .../make_collection.py collection.zip
 """

@@ -239,6 +239,8 @@ def test_every_expression_comes_from_the_one_escaper(tally):
         "client.search(c, data=[], filter=x or 'id != \"\"')",
         "client.query_iterator(c, expr=f'{x}')",
         "self._delete(f'id == {x}')",
+        "self._count(x)",
+        "pages(q, f'id == {x}', [], e)",
         "y = f'id == {x}'; client.query(c, filter=y)",
         "y = 'id == 1'; y += x; client.query(c, filter=y)",
         "y, z = x; client.query(c, filter=y)",

@@ -6,6 +6,7 @@ import children
 import pytest
 from by_hand import MODEL, image
 from mixed_work import make_many
+from PIL import Image
 
 from llama_index_clip_ext import StoreLockedError, create_vector_store
 
@@ -161,7 +162,8 @@ WORKERS = """
 def test_workers_retrieve_from_a_server(how, server, clip, clip_dir, tmp_path, tries, tally):
     n_workers = tries(short=1, full=6)
     nodes = [image(str(number), None) for number in range(20)]
-    rows = clip.get_text_embedding_batch([f"about {node.node_id}" for node in nodes])
+    pictures = [Image.new("RGB", (32, 32), (12 * number, 60, 200)) for number in range(20)]
+    rows = clip.embed_images(pictures).embeddings.tolist()
     for node, row in zip(nodes, rows, strict=True):
         node.embedding = row
     with create_vector_store(clip, uri=server, collection_name=f"workers_{how}") as store:

@@ -14,6 +14,7 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.span_handlers import NullSpanHandler
+from PIL import Image
 from pymilvus.exceptions import MilvusException
 
 from llama_index_clip_ext import create_retriever, create_vector_store
@@ -118,7 +119,7 @@ def test_nothing_that_comes_out_holds_a_secret(server, clip, heard, caplog, tall
     name = f"secrets_{'beside' if token else 'inside'}"
     said = []
     with create_vector_store(clip, uri=uri, token=token, collection_name=name) as store:
-        nodes = [image("a", clip.get_text_embedding("a"))]
+        nodes = [image("a", clip.get_image_embedding(Image.new("RGB", (32, 32), "red")))]
         store.add(nodes)
         retriever = create_retriever(clip, store)
         assert retriever.retrieve("a cat")

@@ -397,6 +397,64 @@ def test_stalled(server, tries, tally):
         assert found == ["a"]
 
 
+@pytest.mark.parametrize("road", ["aquery", "aretrieve", "async_add", "all"])
+def test_stalled_for_many_coroutines(server, clip, tally, road):
+    """The time limit of each counts from its call, and nobody else waits for their threads."""
+    model = clip if road == "aretrieve" else MODEL
+    name = f"stalled_{road}"
+    with (
+        way_to(server) as proxy,
+        create_vector_store(model, uri=proxy.address, collection_name=name, timeout=3) as store,
+    ):
+        retriever = create_retriever(model, store, modality="both") if model is clip else None
+        calls = {
+            "aquery": [lambda: store.aquery(ask(X), modality="image")],
+            "aretrieve": [lambda: retriever.aretrieve("a red circle")],
+            "async_add": [lambda: store.async_add([image("b", X)])],
+            "all": [
+                lambda: store.aquery(ask(X)),
+                lambda: store.aquery_many(ask(), [X, Y]),
+                lambda: store.aget_nodes(["a"]),
+                lambda: store.acount(),
+                lambda: store.async_add([image("b", X)]),
+                lambda: store.adelete("b"),
+                lambda: store.adelete_nodes(["b"]),
+                lambda: store.aclear(),
+            ],
+        }[road]
+
+        async def fails_after(call):
+            started = time.monotonic()
+            with pytest.raises(StoreUnavailableError):
+                await call()
+            return time.monotonic() - started
+
+        async def bystander():
+            await asyncio.sleep(0.5)
+            started = time.monotonic()
+            await asyncio.to_thread(lambda: None)
+            return time.monotonic() - started
+
+        async def main():
+            for call in calls:
+                await call()
+            proxy.flows.clear()
+            waiting = asyncio.create_task(bystander())
+            many = [calls[number % len(calls)] for number in range(60)]
+            seconds = await asyncio.gather(*map(fails_after, many))
+            waited = await waiting
+            proxy.flows.set()
+            proxy.cut()
+            for call in calls:
+                await call()
+            return seconds, waited
+
+        seconds, waited = asyncio.run(main())
+        tally("server stalled, 60 coroutines", tried=60, lost=sum(one > 5 for one in seconds))
+        assert max(seconds) < 5, sorted(seconds)
+        assert waited < 1
+
+
 def test_a_connection_that_leads_nowhere(server, tries, tally):
     """As that to a machine which is gone, whose address another has taken."""
     times = tries(short=0, full=3)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from functools import partial
 from typing import Literal, TypeAlias
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from typing_extensions import Unpack
 
+from .background import read_in_own_thread
 from .collection import DEFAULT_URI
 from .dual_encoder import DualEncoderEmbedding
 from .fusion import reciprocal_rank_fusion
@@ -18,6 +20,7 @@ from .retriever import CLIPRetriever, RetrieverOptions, create_retriever
 from .scores import annotate
 from .scripts import cjk_share
 from .search import BY_COSINE
+from .signatures import show_options
 from .sources import ImageSource, reusable
 from .store import create_vector_store
 
@@ -120,10 +123,12 @@ class BilingualRetriever(BaseRetriever):
     ) -> list[NodeWithScore]:
         """Do what `retrieve_image` does, off the event loop."""
         asked = self._asked("")
-        image = await asyncio.to_thread(reusable, image, self.english.embed_model.allow_urls)
+        image = await read_in_own_thread(
+            partial(reusable, image, self.english.embed_model.allow_urls)
+        )
         answers = [one.aretrieve_image(image, exclude_self=exclude_self) for one in asked]
         rankings = await asyncio.gather(*answers)
-        return await asyncio.to_thread(self._fuse, asked, rankings)
+        return await read_in_own_thread(partial(self._fuse, asked, rankings))
 
     def close(self) -> None:
         """Close both stores."""
@@ -145,7 +150,7 @@ class BilingualRetriever(BaseRetriever):
         _refuse_embedding(query_bundle)
         asked = self._asked(query_bundle.query_str)
         rankings = await asyncio.gather(*(one.aretrieve(query_bundle) for one in asked))
-        return await asyncio.to_thread(self._fuse, asked, rankings)
+        return await read_in_own_thread(partial(self._fuse, asked, rankings))
 
     def _asked(self, text: str) -> list[CLIPRetriever]:
         first, second = self.english, self.chinese
@@ -182,3 +187,6 @@ def _refuse_embedding(bundle: QueryBundle) -> None:
             "the QueryBundle carries an embedding, which is one model's: ask .english or .chinese "
             "with it, or this retriever with the text or image"
         )
+
+
+show_options(create_bilingual_retriever, CLIPRetriever)

@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 from .checkpoint import find_checkpoint
 from .dual_encoder import DualEncoderEmbedding, EmbeddingOptions
 from .models import Family, resolve_model
+from .signatures import show_options
 
 
 class CLIPEmbedding(DualEncoderEmbedding):
@@ -84,3 +85,7 @@ def load_embedding(
         if embedding_class.family == family:
             return embedding_class(model_name, **options)
     return DualEncoderEmbedding(model_name, **options)
+
+
+for _made in (CLIPEmbedding, ChineseCLIPEmbedding, load_embedding):
+    show_options(_made, DualEncoderEmbedding)

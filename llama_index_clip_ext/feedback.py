@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 from llama_index.core.base.embeddings.base import Embedding
@@ -12,6 +12,7 @@ from llama_index.core.schema import BaseNode, ImageNode, NodeWithScore, QueryBun
 
 from .dual_encoder import DualEncoderEmbedding
 from .nodes import is_image_node
+from .provenance import remember
 from .queries import rocchio
 from .sources import (
     ImageSource,
@@ -40,11 +41,9 @@ def find_examples(
     """
     if isinstance(items, (str, bytes, os.PathLike, BaseNode, NodeWithScore)):
         raise TypeError(f"expected a list of ids and images, got one {type(items).__name__}")
-    ids = [item.node_id if _is_stored(item) else item for item in items]
-    stored = {
-        node.node_id: node
-        for node in vector_store.get_nodes([one for one in ids if isinstance(one, str)])
-    }
+    known = [one if isinstance(one, str) else getattr(one, "node_id", None) for one in items]
+    stored = {node.node_id: node for node in vector_store.get_nodes([one for one in known if one])}
+    ids = [item.node_id if _is_stored(item, stored) else item for item in items]
     images = [reusable(item, embed_model.allow_urls) for item in ids if not isinstance(item, str)]
     made = iter(zip(images, embed_model.get_image_embedding_batch(images), strict=True))
     examples: list[BaseNode] = []
@@ -62,10 +61,18 @@ def find_examples(
     return examples
 
 
-def _is_stored(item: Any) -> TypeGuard[NodeWithScore | BaseNode]:
-    """Whether an example is known by its id: a hit, or a text, of which no image can be made."""
-    is_text = isinstance(item, BaseNode) and not is_image_node(item)
-    return isinstance(item, NodeWithScore) or is_text
+def _is_stored(item: Any, stored: Mapping[str, BaseNode]) -> TypeGuard[NodeWithScore | BaseNode]:
+    """Whether an example is a node that goes by its id.
+
+    A hit does, and a text, of which no image can be made; and an image that is stored, unless its
+    content is known to be another.
+    """
+    if isinstance(item, NodeWithScore) or (isinstance(item, BaseNode) and not is_image_node(item)):
+        return True
+    if not isinstance(item, BaseNode) or item.node_id not in stored:
+        return False
+    contents = [node.metadata.get("content_hash") for node in (item, stored[item.node_id])]
+    return None in contents or contents[0] == contents[1]
 
 
 def like_bundle(
@@ -98,6 +105,8 @@ def like_bundle(
     # The name is for traces; that there is one tells what the scores are of.
     has_images = any(is_image_node(node) for node in (examples[0] or examples[1]))
     name = f"like {len(more)} and unlike {len(less)} examples" if has_images else None
+    if not has_images:
+        remember([row], "text")  # So is what is made of texts alone.
     return QueryBundle(query or "", image_path=name, embedding=row.tolist())
 
 

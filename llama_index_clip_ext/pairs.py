@@ -18,6 +18,7 @@ from llama_index.core.vector_stores.types import FilterOperator, MetadataFilter,
 from .errors import ImageLoadError
 from .images import ImageFailure, OnError
 from .nodes import is_image_node
+from .scripts import is_blank
 from .sources import ImageSource, describe_source, image_digest, is_decoded
 from .store import CLIPMilvusVectorStore
 from .vectors import Rows
@@ -117,6 +118,7 @@ def find_pairs(
     else:
         wanted = list(_content_pairs(pairs, on_missing, skipped))
         images = _find_by_content(store, [pair.image for pair in wanted])
+    wanted = _with_texts(wanted, on_missing, skipped)
     missing = [pair for pair in wanted if pair.image not in images]
     if missing and on_missing == "raise":
         names = ", ".join(f"pair {pair.index} ({pair.source})" for pair in missing[:3])
@@ -134,6 +136,20 @@ def find_pairs(
     if not found:
         raise ValueError("pairs is empty, expected (text, image) pairs or a dataset")
     return found, images, skipped
+
+
+def _with_texts(pairs: list[Pair], on_missing: OnError, skipped: list[ImageFailure]) -> list[Pair]:
+    """Refuse or leave out pairs without a text: they would all be one query, which all answer."""
+    blank = [pair for pair in pairs if is_blank(pair.text)]
+    if blank and on_missing == "raise":
+        names = ", ".join(f"pair {pair.index} ({pair.source})" for pair in blank[:3])
+        raise ValueError(
+            f"{len(blank)} of {len(pairs)} pairs have an empty text: {names}"
+            f"{', ...' if len(blank) > 3 else ''}; give each image a caption, or leave such pairs "
+            "out with on_missing='skip'"
+        )
+    skipped += [ImageFailure(pair.index, pair.source, "its text is empty") for pair in blank]
+    return [pair for pair in pairs if not is_blank(pair.text)]
 
 
 def _dataset_pairs(dataset: RetrievalDataset) -> list[Pair]:

@@ -11,6 +11,7 @@ import numpy as np
 from llama_index.core.base.embeddings.base import Embedding
 from llama_index.core.schema import QueryBundle
 
+from .provenance import remember, tower_of
 from .sources import ImageSource, describe_source
 from .vectors import Rows, combine
 
@@ -44,10 +45,10 @@ def compose_query(
         )
     weights = [1.0] * (len(texts) + len(images)) if weights is None else list(weights)
     _check_weights(weights, texts, images)
-    if any(isinstance(one, str) and not one.strip() for one in texts):
-        raise ValueError("a text of the query is blank; leave it out")
     if isinstance(minus, (str, bytes, os.PathLike)):
         raise TypeError(f"minus is one {type(minus).__name__}, expected a list of texts and images")
+    if any(isinstance(one, str) and not one.strip() for one in (*texts, *minus)):
+        raise ValueError("a text of the query is blank; leave it out")
     if not (math.isfinite(minus_weight) and minus_weight >= 0):
         raise ValueError(f"minus_weight is {minus_weight}, expected a number from 0 up")
     # What counts nothing is no part of the query: of its words, and of what its scores mean.
@@ -68,10 +69,13 @@ def compose_query(
         *(*text_weights, *[away] * len(not_texts)),
         *(*image_weights, *[away] * len(not_images)),
     ]
+    row = combine(rows, signed)
+    if not images and not not_images:
+        remember([row], "text")  # So is what is made of texts alone.
     return QueryBundle(
         ", ".join(texts),
         image_path=describe_source(images[0]) if images else None,
-        embedding=combine(rows, signed).tolist(),
+        embedding=row.tolist(),
     )
 
 
@@ -101,11 +105,14 @@ def rocchio(
     return combine(np.array(rows), [weight for weight, vectors in terms if len(vectors)])
 
 
-def asked_by(bundle: QueryBundle) -> AskedBy:
-    """Say what a query is made of."""
-    if not bundle.image_path:
-        return "text"
-    return "composed" if bundle.query_str.strip() else "image"
+def asked_by(bundle: QueryBundle) -> AskedBy | None:
+    """Say what a query is made of; ``None`` for an embedding alone of which that is not known."""
+    if bundle.image_path:
+        return "composed" if bundle.query_str.strip() else "image"
+    tower = None if bundle.embedding is None else tower_of(bundle.embedding)
+    if tower is None and not bundle.query_str.strip() and bundle.embedding is not None:
+        return None
+    return tower or "text"
 
 
 def _weighty(items: list[Any], weights: Sequence[float]) -> tuple[list[Any], list[float]]:

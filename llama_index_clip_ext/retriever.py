@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal, TypeAlias, Union
 
 from llama_index.core.base.base_multi_modal_retriever import MultiModalRetriever
@@ -27,6 +27,7 @@ from llama_index.core.vector_stores.types import (
 from tqdm.auto import tqdm
 from typing_extensions import TypedDict, Unpack
 
+from .background import read_in_own_thread
 from .dual_encoder import DualEncoderEmbedding
 from .errors import ImageLoadError
 from .feedback import (
@@ -37,12 +38,22 @@ from .feedback import (
     like_bundle,
 )
 from .fusion import FIRST_RANK_SCORE, reciprocal_rank_fusion
-from .queries import asked_by
+from .queries import AskedBy, asked_by
 from .rows import Modality
 from .scores import annotate, calibrate, check_cutoffs, cut_off
-from .search import BY_COSINE, BY_WORDS, check_alpha, check_mode
+from .search import (
+    BY_COSINE,
+    BY_WORDS,
+    MAX_TOP_K,
+    check_alpha,
+    check_full_text,
+    check_mmr_threshold,
+    check_mode,
+    check_top_k,
+)
+from .signatures import show_options
 from .sources import ImageSource, describe_source, reusable
-from .store import CLIPMilvusVectorStore, check_pair
+from .store import CLIPMilvusVectorStore, check_ids, check_pair
 
 logger = logging.getLogger(__name__)
 
@@ -166,16 +177,27 @@ class CLIPRetriever(MultiModalRetriever):
         if modality not in ("image", "text", "both"):
             raise ValueError(f"modality is {modality!r}, expected 'image', 'text' or 'both'")
         check_pair(embed_model, vector_store)
-        if similarity_top_k < 1:
-            raise ValueError(f"similarity_top_k is {similarity_top_k}, expected at least 1")
+        similarity_top_k = check_top_k("similarity_top_k", similarity_top_k)
         mode = check_mode(vector_store_query_mode)
         check_alpha(alpha)
+        check_mmr_threshold(mmr_threshold)
+        _check_of_mode("alpha", alpha, mode, VectorStoreQueryMode.HYBRID)
+        _check_of_mode("mmr_threshold", mmr_threshold, mode, VectorStoreQueryMode.MMR)
         check_cutoffs(similarity_cutoff, relative_cutoff, calibrated, mode in BY_COSINE)
+        if mode not in BY_COSINE:
+            check_full_text(vector_store.full_text, vector_store.collection_name)
+        vector_store.check_filters(filters)
+        node_ids, doc_ids = (
+            None if ids is None else check_ids(name, ids)
+            for name, ids in (("node_ids", node_ids), ("doc_ids", doc_ids))
+        )
         if calibrated and not (vector_store.passport and vector_store.passport.calibration):
             raise ValueError(
                 f"the scores of collection {vector_store.collection_name!r} are not calibrated: "
                 "call calibrate_scores(embed_model, vector_store) once"
             )
+        if isinstance(node_postprocessors, BaseNodePostprocessor):
+            raise TypeError("node_postprocessors is one postprocessor, expected a list of them")
         by_cosine = mode in BY_COSINE
         _warn_of_high_cutoff(
             node_postprocessors,
@@ -187,8 +209,8 @@ class CLIPRetriever(MultiModalRetriever):
         self.vector_store = vector_store
         self.similarity_top_k = similarity_top_k
         self.filters = filters
-        self.node_ids = None if node_ids is None else list(node_ids)
-        self.doc_ids = None if doc_ids is None else list(doc_ids)
+        self.node_ids = node_ids
+        self.doc_ids = doc_ids
         self.modality: Wanted = modality
         self.vector_store_query_mode = mode
         self.alpha = alpha
@@ -241,7 +263,9 @@ class CLIPRetriever(MultiModalRetriever):
         self, queries: Sequence[QueryType], *, show_progress: bool = False
     ) -> list[list[NodeWithScore]]:
         """Do what `retrieve_many` does, off the event loop."""
-        return await asyncio.to_thread(self.retrieve_many, queries, show_progress=show_progress)
+        return await read_in_own_thread(
+            lambda: self.retrieve_many(queries, show_progress=show_progress)
+        )
 
     def retrieve_image(
         self, image: ImageSource, *, exclude_self: bool = False
@@ -268,10 +292,10 @@ class CLIPRetriever(MultiModalRetriever):
         self, image: ImageSource, *, exclude_self: bool = False
     ) -> list[NodeWithScore]:
         """Do what `retrieve_image` does, off the event loop."""
-        image = await asyncio.to_thread(reusable, image, self.embed_model.allow_urls)
+        image = await read_in_own_thread(partial(reusable, image, self.embed_model.allow_urls))
         retriever = self
         if exclude_self:
-            retriever = self._excluding([await asyncio.to_thread(file_hash, image)])
+            retriever = self._excluding([await read_in_own_thread(partial(file_hash, image))])
         embedding = await self.embed_model.aget_image_embedding(image)
         return await retriever.aretrieve(_image_bundle(image, embedding))
 
@@ -319,7 +343,9 @@ class CLIPRetriever(MultiModalRetriever):
         """Do what `retrieve_like` does, off the event loop."""
         self._refuse_words_alone()
         examples = [
-            await asyncio.to_thread(find_examples, items, self.embed_model, self.vector_store)
+            await read_in_own_thread(
+                partial(find_examples, items, self.embed_model, self.vector_store)
+            )
             for items in (more, less)
         ]
         embedding = await self._aembed_text(QueryBundle(query)) if query else None
@@ -334,7 +360,7 @@ class CLIPRetriever(MultiModalRetriever):
     async def atext_retrieve(self, str_or_query_bundle: QueryType) -> list[NodeWithScore]:
         """Do what `text_retrieve` does, off the event loop."""
         bundle = _text_bundle(str_or_query_bundle)
-        return await asyncio.to_thread(self._search, await self._aembed(bundle), bundle, "text")
+        return await self._asearch(await self._aembed(bundle), bundle, "text")
 
     def _text_to_image_retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         bundle = _words_of(query_bundle)
@@ -342,7 +368,7 @@ class CLIPRetriever(MultiModalRetriever):
 
     async def _atext_to_image_retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         bundle = _words_of(query_bundle)
-        return await asyncio.to_thread(self._search, await self._aembed(bundle), bundle, "image")
+        return await self._asearch(await self._aembed(bundle), bundle, "image")
 
     def _image_to_image_retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         bundle = _picture_of(query_bundle)
@@ -350,7 +376,7 @@ class CLIPRetriever(MultiModalRetriever):
 
     async def _aimage_to_image_retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         bundle = _picture_of(query_bundle)
-        return await asyncio.to_thread(self._search, await self._aembed(bundle), bundle, "image")
+        return await self._asearch(await self._aembed(bundle), bundle, "image")
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         if self._found is not None:
@@ -359,7 +385,7 @@ class CLIPRetriever(MultiModalRetriever):
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         embedding = await self._aembed(query_bundle)
-        return await asyncio.to_thread(self._search, embedding, query_bundle, self.modality)
+        return await self._asearch(embedding, query_bundle, self.modality)
 
     def _retrieve_together(
         self, queries: Sequence[QueryType], start: int
@@ -453,6 +479,11 @@ class CLIPRetriever(MultiModalRetriever):
         found = [self._query(embedding, bundle, one) for one in _modalities(wanted)]
         return self._fuse(found, bundle, wanted)
 
+    async def _asearch(
+        self, embedding: Embedding | None, bundle: QueryBundle, wanted: Wanted
+    ) -> list[NodeWithScore]:
+        return await self.vector_store.arun(lambda: self._search(embedding, bundle, wanted))
+
     def _fuse(
         self, found: Sequence[VectorStoreQueryResult], bundle: QueryBundle, wanted: Wanted
     ) -> list[NodeWithScore]:
@@ -488,7 +519,7 @@ class CLIPRetriever(MultiModalRetriever):
         return self.vector_store.query_many(query, embeddings, modality=modality)
 
     def _finds_nothing(self) -> bool:
-        # To the store, as to LlamaIndex's, an empty list is no condition.
+        # To the store an empty list of node_ids is no condition.
         return [] in (self.node_ids, self.doc_ids)
 
     def _mode(self, bundle: QueryBundle) -> VectorStoreQueryMode:
@@ -498,7 +529,8 @@ class CLIPRetriever(MultiModalRetriever):
 
     def _store_query(self, mode: VectorStoreQueryMode) -> VectorStoreQuery:
         return VectorStoreQuery(
-            similarity_top_k=self.similarity_top_k + len(self._excluded_ids),
+            # Milvus has no more; the examples themselves are then among them.
+            similarity_top_k=min(self.similarity_top_k + len(self._excluded_ids), MAX_TOP_K),
             filters=self.filters,
             node_ids=self.node_ids,
             doc_ids=self.doc_ids,
@@ -528,7 +560,7 @@ class CLIPRetriever(MultiModalRetriever):
         annotate(hits, modality, has_cosines=has_cosines)
         if self.calibrated and self.vector_store.passport:
             statistics = self.vector_store.passport.calibration
-            hits = calibrate(hits, statistics, asked_by(bundle), modality)
+            hits = calibrate(hits, statistics, _asked_by(bundle), modality)
         return cut_off(hits, self.similarity_cutoff, self.relative_cutoff)
 
     def _excluding(self, hashes: Sequence[str], ids: Sequence[str] = ()) -> CLIPRetriever:
@@ -542,6 +574,35 @@ class CLIPRetriever(MultiModalRetriever):
             given = [self.filters] if self.filters else []
             retriever.filters = MetadataFilters(filters=[*given, others])
         return retriever
+
+
+show_options(create_retriever, CLIPRetriever)
+
+
+def _check_of_mode(
+    name: str, value: float | None, mode: VectorStoreQueryMode, wanted: VectorStoreQueryMode
+) -> None:
+    """Refuse an option that another query mode would ignore."""
+    if value is not None and mode != wanted:
+        raise ValueError(
+            f"{name} is for vector_store_query_mode={wanted.value!r}, and it is {mode.value!r}; "
+            "leave it out, or change the mode"
+        )
+
+
+def _asked_by(bundle: QueryBundle) -> AskedBy:
+    """Say what a query is made of, which decides what its scores are compared with.
+
+    Raises:
+        ValueError: If it is an embedding of which that is not known.
+    """
+    asked = asked_by(bundle)
+    if asked is None:
+        raise ValueError(
+            "calibrated=True needs to know what the query is, and the QueryBundle holds only an "
+            "embedding that this process did not make; give it image_path= or query_str=, too"
+        )
+    return asked
 
 
 def _image_bundle(image: ImageSource, embedding: Embedding) -> QueryBundle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from llama_index.core.schema import NodeWithScore
@@ -21,10 +22,18 @@ def check_cutoffs(
     """Refuse cutoffs that mean nothing.
 
     Raises:
-        ValueError: If ``relative_cutoff`` is not from 0 to 1, or the scores are ranks.
+        ValueError: If ``relative_cutoff`` is not from 0 to 1, no cosine reaches
+            ``similarity_cutoff``, or the scores are ranks.
     """
     if relative_cutoff is not None and not 0 <= relative_cutoff <= 1:
         raise ValueError(f"relative_cutoff is {relative_cutoff}, expected 0 to 1")
+    if similarity_cutoff is not None and math.isnan(similarity_cutoff):
+        raise ValueError("similarity_cutoff is NaN, expected a number")
+    if similarity_cutoff is not None and similarity_cutoff > 1 and not is_calibrated:
+        raise ValueError(
+            f"similarity_cutoff is {similarity_cutoff}, and no cosine is above 1; only with "
+            "calibrated=True it is a number of standard deviations"
+        )
     asked = {
         "similarity_cutoff": similarity_cutoff is not None,
         "relative_cutoff": relative_cutoff is not None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from llama_index.core.bridge.pydantic import ConfigDict, PrivateAttr, SerializeA
 from llama_index.core.schema import BaseNode, TransformComponent
 from numpy.typing import NDArray
 
+from .background import read_in_own_thread
 from .dual_encoder import DualEncoderEmbedding
 from .encoder import Encoder
 from .errors import DimensionMismatchError
@@ -143,7 +143,7 @@ class ZeroShotTagger(TransformComponent):
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         """Do what calling the tagger does, off the event loop."""
-        return await asyncio.to_thread(self, nodes, **kwargs)
+        return await read_in_own_thread(lambda: self(nodes, **kwargs))
 
     def _probabilities(self, rows: Rows) -> NDArray[np.float64]:
         """Compare images with labels. Shape ``(len(rows), len(labels))``."""
@@ -202,11 +202,13 @@ def _prompts(
         for template in templates:
             if "{}" not in template:
                 raise ValueError(f"template {template!r} has no {{}} for the label")
-        prompts = {label: [t.replace("{}", label) for t in templates] for label in labels}
+        prompts = {label: [t.replace("{}", str(label)) for t in templates] for label in labels}
         if len(prompts) < len(labels):
             twice = next(label for label in prompts if list(labels).count(label) > 1)
             raise ValueError(f"label {twice!r} comes twice")
     for label, own in prompts.items():
+        if not all(isinstance(text, str) and text.strip() for text in (label, *own)):
+            raise ValueError(f"label {label!r} or a prompt of it is blank, expected texts")
         if not own:
             raise ValueError(f"label {label!r} has no prompt")
     return prompts

@@ -2,9 +2,11 @@ import asyncio
 import base64
 import json
 import sys
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from by_hand import MODEL, NEAR_X, X, Y, image, text
 from llama_index.core.callbacks import CallbackManager
@@ -20,6 +22,7 @@ from llama_index_clip_ext import (
     create_retriever,
     create_vector_store,
     evaluate_retrieval,
+    evaluation,
     ingest_images,
     load_embedding,
 )
@@ -387,3 +390,56 @@ def test_the_demo_models_on_held_out_drawings(model, language, tmp_path):
         assert metrics["recall@1"].value <= metrics["recall@5"].value
         for estimate in metrics.values():
             assert estimate.low <= estimate.value <= estimate.high
+
+
+def test_metrics_are_those_of_ir_measures_on_random_cases():
+    """What papers on image-text retrieval call R@k is Success@k: queries with a right hit."""
+    ir_measures = pytest.importorskip("ir_measures", reason="pip install ir-measures")
+    chance = np.random.default_rng(0)
+    everything = [f"d{number}" for number in range(60)]
+    ks = (1, 3, 5, 10, 20)
+    asked, relevant, run = [], [], []
+    for query in range(1_000):
+        right = chance.choice(everything, chance.integers(1, 8), replace=False).tolist()
+        ranking = chance.choice(everything, chance.integers(0, 31), replace=False).tolist()
+        asked.append((set(right), ranking))
+        relevant += [ir_measures.Qrel(f"{query}", one, 1) for one in right]
+        run += [ir_measures.ScoredDoc(f"{query}", one, -at) for at, one in enumerate(ranking)]
+
+    ours = evaluation._score(asked, ks)
+
+    theirs = {f"recall@{k}": ir_measures.Success @ k for k in ks}
+    theirs["mrr@20"] = ir_measures.RR @ 20
+    assert ours.keys() == theirs.keys()
+    found = defaultdict(dict)
+    for one in ir_measures.iter_calc(list(theirs.values()), relevant, run):
+        found[one.measure][int(one.query_id)] = one.value
+    for name, measure in theirs.items():
+        # Of a query without hits it says nothing.
+        assert ours[name] == pytest.approx([found[measure].get(query, 0) for query in range(1_000)])
+        assert 0 < np.mean(ours[name]) < 1
+
+
+EMPTY = ["", " ", "\n\t"]
+
+
+@pytest.mark.parametrize("empty", EMPTY)
+def test_pairs_without_a_text_are_an_error(retriever, empty):
+    pairs = [(empty, b"a"), (empty, b"b")]
+    with pytest.raises(ValueError, match=r"2 of 2 pairs have an empty text: pair 0 .*a caption"):
+        evaluate_retrieval(retriever, pairs)
+    with pytest.raises(ValueError, match="all 2 pairs were left out; the first: .* text is empty"):
+        evaluate_retrieval(retriever, pairs, on_missing="skip")
+    with pytest.raises(ValueError, match="1 of 4 pairs have an empty text: pair 0"):
+        evaluate_retrieval(retriever, [(empty, b"a"), *PAIRS])
+    dataset = SimpleNamespace(queries={"q": empty}, relevant_docs={"q": ["a"]})
+    with pytest.raises(ValueError, match="1 of 1 pairs have an empty text"):
+        evaluate_retrieval(retriever, dataset)
+
+
+def test_a_pair_without_a_text_can_be_left_out(retriever):
+    result = evaluate_retrieval(retriever, [("", b"a"), *PAIRS], on_missing="skip")
+    assert [one.index for one in result.skipped] == [0]
+    assert "its text is empty" in result.skipped[0].reason
+    alone = evaluate_retrieval(retriever, PAIRS)
+    assert values(result.text_to_image) == values(alone.text_to_image)

@@ -9,6 +9,7 @@ from llama_index.core import Settings, StorageContext
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.ingestion import IngestionPipeline
+from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import (
     Document,
@@ -16,13 +17,16 @@ from llama_index.core.schema import (
     ImageNode,
     IndexNode,
     MediaResource,
+    MetadataMode,
     Node,
     NodeRelationship,
+    QueryBundle,
     RelatedNodeInfo,
     TextNode,
     TransformComponent,
 )
-from llama_index.core.vector_stores import SimpleVectorStore
+from llama_index.core.vector_stores import MetadataFilters, SimpleVectorStore
+from llama_index.vector_stores.milvus import MilvusVectorStore
 from witness import Witness
 
 from llama_index_clip_ext import (
@@ -33,8 +37,10 @@ from llama_index_clip_ext import (
     ImageLoadError,
     ZeroShotTagger,
     create_retriever,
+    create_vector_store,
     load_image_nodes,
 )
+from llama_index_clip_ext.nodes import is_image_node
 
 
 @pytest.fixture
@@ -323,7 +329,9 @@ def test_pixels_are_kept_nowhere(clip, context, tmp_path):
 def test_objects_behind_index_nodes_are_retrieved_from(clip, store, context, pictures):
     images = CLIPVectorStoreIndex.from_vector_store(store, embed_model=clip)
     images.insert_nodes(load_image_nodes(pictures))
-    shelf = IndexNode(text="pictures of colours", index_id="colours", obj=images.as_retriever())
+    shelf = IndexNode(
+        text="pictures of colours", index_id="colours", obj=images.as_retriever(modality="image")
+    )
     index = CLIPVectorStoreIndex(objects=[shelf], storage_context=context, embed_model=clip)
     hits = index.as_retriever(modality="text").retrieve("pictures of colours")
     assert sorted(names(hits)) == sorted(path.name for path in pictures.iterdir())
@@ -351,12 +359,12 @@ def test_options_of_the_retriever(index, clip, store, pictures):
     index.insert_nodes([*load_image_nodes(pictures), TextNode(text="soup", id_="soup")])
     assert names(index.as_retriever(modality="text").retrieve("soup")) == ["soup"]
     assert len(index.as_retriever(similarity_top_k=2).retrieve("soup")) == 2
-    strict = index.as_retriever(similarity_cutoff=0.9999)
+    strict = index.as_retriever(similarity_cutoff=0.9999, modality="image")
     assert names(strict.retrieve_image(pictures / "red.png")) == ["red.png"]
     with pytest.raises(ValueError, match="modality is 'sound'"):
         index.as_retriever(modality="sound")
     same = create_retriever(clip, store).retrieve("soup")
-    assert names(index.as_retriever().retrieve("soup")) == names(same)
+    assert names(index.as_retriever(modality="image").retrieve("soup")) == names(same)
 
 
 def test_what_does_not_belong_together_is_refused(clip, context, other_clip_dir, pictures):
@@ -386,7 +394,7 @@ def test_settings_are_neither_read_nor_set(clip, context, pictures, monkeypatch)
     documents = [ImageDocument(image_path=str(pictures / "red.png")), Document(text="soup")]
     index = CLIPVectorStoreIndex.from_documents(documents, context, embed_model=clip)
     assert isinstance(index.as_retriever().callback_manager, CallbackManager)
-    assert len(index.as_retriever().retrieve("soup")) == 1
+    assert len(index.as_retriever().retrieve("soup")) == 2
 
 
 def test_an_index_goes_on_where_a_pipeline_wrote(clip, index, store, pictures):
@@ -404,3 +412,149 @@ def _png() -> bytes:
     buffer = BytesIO()
     Image.linear_gradient("L").save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@pytest.fixture
+def mixed(clip, store, pictures):
+    """An index of five pictures, and a text that answers the question better than any."""
+    index = CLIPVectorStoreIndex.from_vector_store(store, embed_model=clip)
+    index.insert_nodes([*load_image_nodes(pictures), TextNode(text="the soup is hot", id_="soup")])
+    return index
+
+
+def kinds(nodes):
+    return {type(hit.node).__name__ for hit in nodes}
+
+
+def test_images_and_texts_answer_by_default(mixed):
+    """The retriever's, the query engine's and every chat engine's default."""
+    both = {"ImageNode", "TextNode"}
+    assert kinds(mixed.as_retriever().retrieve("soup")) == both
+    assert kinds(mixed.as_query_engine(llm=Witness().llm).query("soup").source_nodes) == both
+    for mode in ("context", "condense_plus_context", "best", "condense_question"):
+        engine = mixed.as_chat_engine(chat_mode=mode, llm=Witness().llm, **memory(mode))
+        assert kinds(engine.chat("soup").source_nodes) == both, mode
+    assert kinds(mixed.as_retriever(modality="image").retrieve("soup")) == {"ImageNode"}
+
+
+def memory(mode):
+    # LlamaIndex's own default opens a database that it does not close.
+    return {} if mode == "simple" else {"memory": ChatMemoryBuffer.from_defaults(token_limit=3000)}
+
+
+@pytest.mark.parametrize("mode", ["context", "condense_plus_context", "best", "condense_question"])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_multimodal_chat_engine_shows_the_images(mixed, pictures, mode, is_async):
+    witness = Witness()
+    engine = mixed.as_chat_engine(chat_mode=mode, llm=witness.llm, multimodal=True, **memory(mode))
+    answer = asyncio.run(engine.achat("soup")) if is_async else engine.chat("soup")
+    shown = [
+        (pictures / hit.node.metadata["file_name"]).read_bytes()
+        for hit in answer.source_nodes
+        if isinstance(hit.node, ImageNode)
+    ]
+    assert shown
+    assert sorted(witness.images) == sorted(shown)
+    assert "the soup is hot" in witness.text
+
+
+def test_a_chat_engine_that_is_not_multimodal_shows_none(mixed):
+    witness = Witness()
+    engine = mixed.as_chat_engine(chat_mode="context", llm=witness.llm, **memory("context"))
+    engine.chat("soup")
+    assert witness.images == []
+    with pytest.raises(ValueError, match="'simple' retrieves nothing"):
+        mixed.as_chat_engine(chat_mode="simple", llm=witness.llm, multimodal=True)
+    with pytest.raises(ValueError, match="chat_mode is 'react', expected one of"):
+        mixed.as_chat_engine(chat_mode="react", llm=witness.llm)
+
+
+def test_documents_need_no_storage_context(clip, pictures, tmp_path, caplog):
+    """They go into Milvus Lite in the current folder, beside what that holds already."""
+    caplog.set_level("INFO", logger="llama_index_clip_ext")
+    red = ImageDocument(image_path=str(pictures / "red.png"), id_="red")
+    first = CLIPVectorStoreIndex.from_documents([red], embed_model=clip)
+    assert f"storing in {tmp_path / 'clip_ext.db'}, collection 'clip_ext'" in caplog.text
+    assert (tmp_path / "clip_ext.db").exists()
+    second = CLIPVectorStoreIndex.from_documents([Document(text="soup")], embed_model=clip)
+    assert second.vector_store.count("image") == second.vector_store.count("text") == 1
+    assert len(first.as_retriever().retrieve("soup")) == 2
+    first.vector_store.close()
+    second.vector_store.close()
+    with create_vector_store(clip) as store:
+        assert store.count() == 2
+
+
+@pytest.mark.parametrize("text", ["cats and dogs. " * 400, "word" * 3000, "猫" * 500])
+def test_long_texts_are_split_at_what_the_model_reads(clip, context, store, text):
+    CLIPVectorStoreIndex.from_documents(
+        [Document(text=text, id_="long")], context, embed_model=clip
+    )
+
+    tokenizer = clip.encoder.text_tokenizer
+    chunks = store.get_nodes(filters=MetadataFilters(filters=[]))
+    assert len(chunks) > 3
+    for chunk in chunks:
+        assert len(tokenizer.body(chunk.get_content(MetadataMode.EMBED))) <= tokenizer.room
+        assert chunk.ref_doc_id == "long"
+    # No word is lost: each character of the text is in a chunk.
+    assert sum(len(chunk.text) for chunk in chunks) >= 0.95 * len(text.replace(" ", ""))
+
+
+def test_a_text_that_is_read_whole_stays_as_it_is(clip, context, store):
+    CLIPVectorStoreIndex.from_documents([Document(text="soup", id_="s")], context, embed_model=clip)
+    (node,) = store.get_nodes(["s"])
+    assert (type(node), node.text) == (Document, "soup")
+
+
+def test_metadata_count_and_long_ones_are_left_out_of_the_embedding(clip, context, store, caplog):
+    short, long = {"author": "Ada"}, {"note": "very long metadata " * 40}
+    documents = [
+        Document(text="cats and dogs. " * 100, id_="short", metadata=short),
+        Document(text="cats and dogs. " * 100, id_="long", metadata=long),
+    ]
+    CLIPVectorStoreIndex.from_documents(documents, context, embed_model=clip)
+    tokenizer = clip.encoder.text_tokenizer
+    chunks = store.get_nodes(filters=MetadataFilters(filters=[]))
+    for chunk in chunks:
+        assert len(tokenizer.body(chunk.get_content(MetadataMode.EMBED))) <= tokenizer.room
+        assert chunk.metadata == (short if chunk.ref_doc_id == "short" else long)
+    assert "the metadata of node 'long', and perhaps of others, take more than half" in caplog.text
+
+
+def test_a_long_node_of_llamaindex_s_newer_kind_is_split_too(clip, context, store):
+    node = Node(text_resource=MediaResource(text="cats and dogs. " * 100), id_="node")
+    CLIPVectorStoreIndex.from_documents([node], context, embed_model=clip)
+    assert store.count("text") > 3
+    assert {one.ref_doc_id for one in store.get_nodes(filters=MetadataFilters(filters=[]))} == {
+        "node"
+    }
+
+
+def test_a_document_that_grows_or_shrinks_leaves_no_old_chunk(clip, index, store):
+    for text, fewest in (("soup", 1), ("cats and dogs. " * 100, 4), ("soup", 1)):
+        index.insert(Document(text=text, id_="d"))
+        nodes = store.get_nodes(filters=MetadataFilters(filters=[]))
+        assert len(nodes) >= fewest
+        assert (len(nodes) == 1) == (text == "soup")
+        assert all(node.text in text for node in nodes)
+
+
+def test_a_collection_of_llamaindex_s_own_store_is_searched_by_modality(clip, tmp_path, pictures):
+    theirs = MilvusVectorStore(uri=str(tmp_path / "theirs.db"), dim=clip.dim, overwrite=True)
+    theirs.add(clip([*load_image_nodes(pictures), TextNode(text="soup", id_="soup")]))
+    theirs.client.close()
+    place = {"uri": tmp_path / "theirs.db", "collection_name": "llamacollection"}
+    with create_vector_store(clip, **place) as store:
+        for modality, expected in (
+            ("image", {True}),
+            ("text", {False}),
+            ("both", {True, False}),
+        ):
+            retriever = create_retriever(clip, store, modality=modality, similarity_top_k=6)
+            for question in ("soup", QueryBundle("", image_path=str(pictures / "red.png"))):
+                hits = retriever.retrieve(question)
+                assert {is_image_node(hit.node) for hit in hits} == expected
+                assert len(hits) == 5 * (True in expected) + (False in expected)
+            many = retriever.retrieve_many(["soup"])[0]
+            assert {is_image_node(hit.node) for hit in many} == expected

@@ -1,5 +1,6 @@
 import asyncio
 import logging
+import math
 
 import numpy as np
 import pytest
@@ -11,11 +12,15 @@ from llama_index.core.schema import (
     QueryBundle,
     TextNode,
 )
+from llama_index.core.vector_stores.types import MetadataFilter, MetadataFilters
 from PIL import Image
 
 from llama_index_clip_ext import (
     CLIPEmbedding,
+    CLIPVectorStoreIndex,
     EmbeddingSpaceMismatchError,
+    FilterError,
+    ScoreStatistics,
     acalibrate_scores,
     calibrate_scores,
     create_retriever,
@@ -119,14 +124,70 @@ def test_cutoffs_are_monotone_in_the_retriever(demo):
             {"calibrated": True, "vector_store_query_mode": "text_search"},
             "calibrated is for cosines",
         ),
+        ({"similarity_top_k": 20_000}, "similarity_top_k is 20000, expected .* 16384"),
+        ({"similarity_top_k": 0}, "similarity_top_k is 0"),
+        ({"similarity_top_k": -1}, "similarity_top_k is -1"),
+        ({"similarity_top_k": 2.0}, r"similarity_top_k is 2\.0, expected a whole number"),
+        ({"similarity_top_k": True}, "similarity_top_k is True"),
+        ({"similarity_top_k": "5"}, "similarity_top_k is '5'"),
+        ({"similarity_top_k": None}, "similarity_top_k is None"),
+        ({"similarity_cutoff": 2.0}, r"similarity_cutoff is 2\.0, and no cosine is above 1"),
+        ({"similarity_cutoff": math.nan}, "similarity_cutoff is NaN"),
+        ({"relative_cutoff": math.nan}, "relative_cutoff is nan"),
+        ({"vector_store_query_mode": "hybrid"}, "has no full text"),
+        ({"vector_store_query_mode": "text_search"}, "has no full text"),
+        ({"vector_store_query_mode": "sparse"}, "has no full text"),
+        ({"vector_store_query_mode": "svm"}, "'svm' is not supported"),
+        ({"alpha": 2.0, "vector_store_query_mode": "hybrid"}, r"alpha is 2\.0"),
+        ({"alpha": 0.5}, "alpha is for vector_store_query_mode='hybrid', and it is 'default'"),
+        ({"mmr_threshold": 0.5}, "mmr_threshold is for vector_store_query_mode='mmr'"),
+        ({"modality": "audio"}, "modality is 'audio'"),
     ],
 )
 def test_impossible_options_say_so(clip, filled, options, message):
     with pytest.raises(ValueError, match=message):
         create_retriever(clip, filled, **options)
+    with pytest.raises(ValueError, match=message):
+        CLIPVectorStoreIndex.from_vector_store(filled, embed_model=clip).as_retriever(**options)
 
 
-def test_the_usual_cutoff_is_warned_about_where_no_text_reaches_it(clip, filled, demo, caplog):
+def test_a_filter_that_cannot_be_asked_fails_where_the_retriever_is_made(clip, filled):
+    bad = MetadataFilters(filters=[MetadataFilter(key="a", operator=">", value=["b"])])
+    with pytest.raises(FilterError):
+        create_retriever(clip, filled, filters=bad)
+
+
+def test_a_bundle_of_an_embedding_alone_is_calibrated_as_what_it_is_of(demo):
+    """By cosine an image is far above most texts: taken for a text's, all images are hits."""
+    embed_model, store, folder = demo
+    retriever = create_retriever(embed_model, store, calibrated=True, similarity_top_k=200)
+    picture = sorted(folder.glob("*.png"))[5]
+
+    def scores(hits):
+        return {hit.node.node_id: hit.score for hit in hits}
+
+    by_image = scores(retriever.retrieve_image(picture))
+    of_image = QueryBundle("", embedding=embed_model.get_image_embedding(picture))
+    assert scores(retriever.retrieve(of_image)) == pytest.approx(by_image, abs=1e-3)
+    assert scores(asyncio.run(retriever.aretrieve(of_image))) == pytest.approx(by_image, abs=1e-3)
+    by_text = scores(retriever.retrieve("a red circle"))
+    of_text = QueryBundle("", embedding=embed_model.get_query_embedding("a red circle"))
+    assert scores(retriever.retrieve(of_text)) == pytest.approx(by_text, abs=1e-3)
+    measured = store.passport.calibration
+    assert measured["image->image"].mean > measured["text->image"].mean + 0.1
+
+    unknown = np.random.default_rng(0).normal(size=64)
+    with pytest.raises(ValueError, match=r"give it image_path= or query_str="):
+        retriever.retrieve(QueryBundle("", embedding=unknown.tolist()))
+    # Without calibration nobody needs to know.
+    plain = create_retriever(embed_model, store)
+    assert len(plain.retrieve(QueryBundle("", embedding=unknown.tolist()))) == 5
+
+
+def test_the_usual_cutoff_is_warned_about_where_no_text_reaches_it(
+    clip, filled, demo, caplog, tmp_path
+):
+    worded = create_vector_store(clip, uri=tmp_path / "words.db", full_text="english")
     usual = [SimilarityPostprocessor(similarity_cutoff=0.7)]
 
     def warnings(*args, **options):
@@ -144,18 +205,19 @@ def test_the_usual_cutoff_is_warned_about_where_no_text_reaches_it(clip, filled,
     assert warnings(demo[0], demo[1], calibrated=True) == []
     words = {"vector_store_query_mode": "text_search"}
     both = {"vector_store_query_mode": "hybrid"}
-    assert warnings(clip, filled, **words) == []
-    assert "ranks are fused, and score 0.033 at most" in warnings(clip, filled, **both)[0]
-    assert warnings(clip, filled, **both, alpha=0.5) == []
+    assert warnings(clip, worded, **words) == []
+    assert "ranks are fused, and score 0.033 at most" in warnings(clip, worded, **both)[0]
+    assert warnings(clip, worded, **both, alpha=0.5) == []
     usual[0] = SimilarityPostprocessor(similarity_cutoff=0.2)
     assert warnings(clip, filled) == []
     assert "ranks are fused" in warnings(clip, filled, modality="both")[0]
     assert "ranks are fused" in warnings(demo[0], demo[1], modality="both", calibrated=True)[0]
     usual[0] = SimilarityPostprocessor(similarity_cutoff=0.02)
     assert "score 0.016 at most" in warnings(clip, filled, modality="both")[0]
-    assert warnings(clip, filled, **both) == []
+    assert warnings(clip, worded, **both) == []
     usual[0] = SimilarityPostprocessor(similarity_cutoff=0.01)
     assert warnings(clip, filled, modality="both") == []
+    worded.close()
 
 
 def test_postprocessors_are_applied_in_order_sync_and_async(clip, filled):
@@ -310,3 +372,15 @@ def test_copies_of_one_image_cannot_be_calibrated(clip, store, pictures):
     with pytest.raises(ValueError, match="are these copies of one image"):
         calibrate_scores(clip, store, texts=[f"query {number}" for number in range(12)])
     assert not store.passport.calibration
+
+
+def test_means_of_texts_are_texts(clip, store, pictures):
+    ingest_images(pictures, embed_model=clip, vector_store=store)
+    store.save_calibration({"text->image": ScoreStatistics(0.1, 0.2)})
+    retriever = create_retriever(clip, store, calibrated=True)
+    for embedding in (
+        clip.get_agg_embedding_from_queries(["a", "b"]),
+        asyncio.run(clip.aget_agg_embedding_from_queries(["a", "c"])),
+        clip.compose_query(text=["a", "b"], minus=["c"]).embedding,
+    ):
+        assert retriever.retrieve(QueryBundle("", embedding=embedding))

@@ -340,3 +340,9 @@ def test_a_grey_picture_is_no_exception(clip):
     Image.new("L", (1, 9), 128).save("grey.png")
 
     assert ZeroShotTagger(clip, LABELS)([node])[0].metadata["tags"]
+
+
+@pytest.mark.parametrize("labels", [["cat", ""], [" "], {"cat": ""}, {"": "a cat"}, ["cat", None]])
+def test_blank_labels_are_refused(clip, labels):
+    with pytest.raises(ValueError, match="blank"):
+        ZeroShotTagger(clip, labels)

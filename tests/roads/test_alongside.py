@@ -373,7 +373,12 @@ def test_no_openai_package_and_no_key_from_build_to_query_engine(tmp_path):
             assert engine.query("a red circle").source_nodes == hits
             assert asyncio.run(engine.aquery("a red circle")).source_nodes == hits
         assert Settings._embed_model is None and Settings._llm is None
-        loaded = [name for name, module in sys.modules.items() if module is not None]
+        # LlamaIndex loads LangChain where that is installed, as it is for its test suite.
+        loaded = [
+            name
+            for name, module in sys.modules.items()
+            if module is not None and not name.startswith("langchain")
+        ]
         assert not any("openai" in name.split(".") for name in loaded)
     """
     done = subprocess.run(

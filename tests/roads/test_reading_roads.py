@@ -93,7 +93,8 @@ def loaded_index(mode, shelf, question, modality):
         persist_dir=str(shelf.folder / "storage"), vector_store=shelf.store
     )
     index = load_index_from_storage(again, embed_model=shelf.model)
-    return _ask_index(mode, index, question)
+    assert type(index) is CLIPVectorStoreIndex
+    return _ask_index(mode, index, question, modality=modality)
 
 
 def core_index(mode, shelf, question, modality):
@@ -186,17 +187,21 @@ def _memory():
     return ChatMemoryBuffer.from_defaults(token_limit=3000)
 
 
-def our_chat_engine(mode, shelf, question, modality):
-    witness = Witness()
-    engine = shelf.index().as_chat_engine(
-        chat_mode="context",
-        llm=witness.llm,
-        memory=_memory(),
-        modality=modality,
-        similarity_top_k=1,
-    )
-    hits = call(mode, engine.chat, engine.achat, question).source_nodes
-    return hits, witness if modality == "text" else None
+def our_chat_engine(multimodal):
+    def ask(mode, shelf, question, modality):
+        witness = Witness()
+        engine = shelf.index().as_chat_engine(
+            chat_mode="context",
+            llm=witness.llm,
+            memory=_memory(),
+            modality=modality,
+            similarity_top_k=1,
+            multimodal=multimodal,
+        )
+        hits = call(mode, engine.chat, engine.achat, question).source_nodes
+        return hits, witness if multimodal or modality == "text" else None
+
+    return ask
 
 
 def fusion(mode, shelf, question, modality):
@@ -299,7 +304,8 @@ ROADS = {
     "CLIPVectorStoreIndex.as_retriever": our_index,
     "CLIPVectorStoreIndex, persisted and opened again": our_index_again,
     "CLIPVectorStoreIndex.as_query_engine, multimodal=True": our_query_engine,
-    "CLIPVectorStoreIndex.as_chat_engine": our_chat_engine,
+    "CLIPVectorStoreIndex.as_chat_engine": our_chat_engine(multimodal=False),
+    "CLIPVectorStoreIndex.as_chat_engine, multimodal=True": our_chat_engine(multimodal=True),
     "RetrieverQueryEngine": query_engine(multimodal=False),
     "RetrieverQueryEngine, multimodal=True": query_engine(multimodal=True),
     "SimpleMultiModalQueryEngine": simple_multi_modal,
@@ -342,12 +348,13 @@ _SHOW_ALL = (
     "RetrieverQueryEngine, multimodal=True",
 )
 _SHOW_IMAGE_NODES = (
+    "CLIPVectorStoreIndex.as_chat_engine, multimodal=True",
     "SimpleMultiModalQueryEngine",
     "MultiModalContextChatEngine",
     "MultiModalCondensePlusContextChatEngine",
     "MultiModalVectorStoreIndex.as_query_engine",
 )
-_OF_ONE_LIST = ("VectorStoreIndex.from_vector_store", "load_index_from_storage")
+_OF_ONE_LIST = ("VectorStoreIndex.from_vector_store",)
 
 # A hole's reason, and how it shows.
 HOLES = {

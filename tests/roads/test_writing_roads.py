@@ -30,6 +30,7 @@ from node_kinds import (
 
 from llama_index_clip_ext import (
     CLIPVectorStoreIndex,
+    EmbeddingError,
     TextsOnly,
     aingest_images,
     create_vector_store,
@@ -212,8 +213,9 @@ SPLIT_ROADS = (
 # Taken with one kind at a time: the cache looks up the whole list of nodes.
 ALONE = ("IngestionPipeline, cache",)
 
-_NO_TEXT = (
-    "llama-index-core embeds the text of an image: use CLIPVectorStoreIndex, or embed_model(nodes)"
+_REFUSED = (
+    "llama-index-core embeds the text of an image, which the store refuses: use "
+    "CLIPVectorStoreIndex, or embed_model(nodes)"
 )
 _PASSED_OVER = "llama-index-core passes over a node without a text: use CLIPVectorStoreIndex"
 _NOT_SEEN = (
@@ -225,7 +227,7 @@ _CACHED = (
 )
 _IN_BOTH = (
     "llama-index-core also puts an image with a text into the store of texts, by its text's "
-    "vector: use CLIPVectorStoreIndex"
+    "vector, which the store refuses: use CLIPVectorStoreIndex"
 )
 _TEXT = "ingest_images is for images, and refuses texts by a TypeError"
 _SPLIT = "llama-index-core's splitter refuses a Node: leave it out, or use a Document"
@@ -255,8 +257,12 @@ HOLES = {
         ("VectorStoreIndex(embed_model(nodes))", kind): (_PASSED_OVER, AssertionError)
         for kind in ("ImageDocument", "ImageDocument base64", "Node(image)")
     },
-    **{("VectorStoreIndex(nodes)", kind): (_NO_TEXT, AssertionError) for kind in IMAGE_KINDS},
-    ("MultiModalVectorStoreIndex(nodes)", "ImageNode captioned"): (_IN_BOTH, AssertionError),
+    **{("VectorStoreIndex(nodes)", kind): (_REFUSED, EmbeddingError) for kind in IMAGE_KINDS},
+    **{
+        ("VectorStoreIndex(nodes)", kind): (_PASSED_OVER, AssertionError)
+        for kind in ("ImageDocument", "ImageDocument base64", "Node(image)")
+    },
+    ("MultiModalVectorStoreIndex(nodes)", "ImageNode captioned"): (_IN_BOTH, EmbeddingError),
     **{
         ("MultiModalVectorStoreIndex(nodes)", kind): (_NOT_SEEN, AssertionError)
         for kind in (

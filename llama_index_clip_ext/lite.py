@@ -9,8 +9,8 @@ import shutil
 import sys
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -99,8 +99,8 @@ class FileLock:
         # By collection, for all stores of the file: how often it was created, the words of its
         # texts once they were searched, and what is not in the files yet.
         self.created: Counter[str] = Counter()
-        self.corpora: dict[str, Corpus] = {}
-        self._indexed_states: dict[str, object] = {}
+        self._corpora: dict[str, Corpus] = {}
+        self._corpus_files: dict[str, list[tuple[str, int, int]]] = {}
         self.unflushed: defaultdict[str, Unflushed] = defaultdict(Unflushed)
         for collection, n_bytes in _logs(path).items():
             self.unflushed[collection].deleted = None
@@ -110,14 +110,32 @@ class FileLock:
         self._lock = threading.RLock()
         self._put_off: list[threading.Event | None] = []
 
-    def note_indexed(self, collection_name: str) -> None:
-        """Note that a collection's corpus is of what its files are now."""
-        if collection_name in self.corpora:
-            self._indexed_states[collection_name] = self._files(collection_name)
+    def current_corpus(self, collection_name: str) -> Corpus | None:
+        """Return a collection's corpus, unless another client of this process has written since."""
+        corpus = self._corpora.get(collection_name)
+        if corpus is None or self._corpus_files[collection_name] != self._files(collection_name):
+            return None
+        return corpus
 
-    def is_indexed(self, collection_name: str) -> bool:
-        """Whether nobody has written since, as another client of this process may."""
-        return self._indexed_states.get(collection_name) == self._files(collection_name)
+    def keep_corpus(self, collection_name: str, corpus: Corpus) -> None:
+        """Keep a corpus that is of what the collection's files are now."""
+        self._corpora[collection_name] = corpus
+        self._corpus_files[collection_name] = self._files(collection_name)
+
+    def drop_corpus(self, collection_name: str) -> None:
+        """Have a collection's texts read again by the next search by words."""
+        self._corpora.pop(collection_name, None)
+
+    @contextmanager
+    def updating_corpus(self, collection_name: str) -> Iterator[Corpus | None]:
+        """Yield the corpus, to be changed by what a write inside changes; ``None`` if none is kept.
+
+        After a write that fails, or that of another client, it is no longer current.
+        """
+        corpus = self.current_corpus(collection_name)
+        yield corpus
+        if corpus is not None:
+            self.keep_corpus(collection_name, corpus)
 
     def _files(self, collection_name: str) -> list[tuple[str, int, int]]:
         """Return what changes with each write: the log, and the list of the files behind it."""
@@ -398,7 +416,7 @@ def remove_remains(path: str, collection_name: str, *, overwrite: bool) -> None:
             raise StoreError(
                 f"collection {collection_name!r} in {path} has rows but no schema.json: dropping "
                 "it was cut short, or the file is damaged. overwrite=True drops the rows, "
-                "and makes it anew"
+                "and creates it again"
             )
         shutil.rmtree(folder)
 

@@ -113,18 +113,17 @@ def find_pairs(
     """Return the pairs whose images are stored, these images by key, and the pairs left out."""
     skipped: list[ImageFailure] = []
     if isinstance(pairs, RetrievalDataset):
-        wanted = _dataset_pairs(pairs)
+        wanted = _with_texts(_dataset_pairs(pairs), on_missing, skipped)
         images = _find_by_id(store, [pair.image for pair in wanted])
     else:
         wanted = list(_content_pairs(pairs, on_missing, skipped))
+        wanted = _with_texts(wanted, on_missing, skipped)
         images = _find_by_content(store, [pair.image for pair in wanted])
-    wanted = _with_texts(wanted, on_missing, skipped)
     missing = [pair for pair in wanted if pair.image not in images]
     if missing and on_missing == "raise":
-        names = ", ".join(f"pair {pair.index} ({pair.source})" for pair in missing[:3])
         raise ValueError(
             f"{len(missing)} of {len(wanted)} pairs have an image that is not in collection "
-            f"{store.collection_name!r}: {names}{', ...' if len(missing) > 3 else ''}; index the "
+            f"{store.collection_name!r}: {_names(missing)}; index the "
             "images first, or leave such pairs out with on_missing='skip'"
         )
     reason = f"not among the images of collection {store.collection_name!r}"
@@ -142,14 +141,17 @@ def _with_texts(pairs: list[Pair], on_missing: OnError, skipped: list[ImageFailu
     """Refuse or leave out pairs without a text: they would all be one query, which all answer."""
     blank = [pair for pair in pairs if is_blank(pair.text)]
     if blank and on_missing == "raise":
-        names = ", ".join(f"pair {pair.index} ({pair.source})" for pair in blank[:3])
         raise ValueError(
-            f"{len(blank)} of {len(pairs)} pairs have an empty text: {names}"
-            f"{', ...' if len(blank) > 3 else ''}; give each image a caption, or leave such pairs "
-            "out with on_missing='skip'"
+            f"{len(blank)} of {len(pairs)} pairs have an empty text: {_names(blank)}; give each "
+            "image a caption, or leave such pairs out with on_missing='skip'"
         )
     skipped += [ImageFailure(pair.index, pair.source, "its text is empty") for pair in blank]
     return [pair for pair in pairs if not is_blank(pair.text)]
+
+
+def _names(pairs: list[Pair]) -> str:
+    first = ", ".join(f"pair {pair.index} ({pair.source})" for pair in pairs[:3])
+    return first + (", ..." if len(pairs) > 3 else "")
 
 
 def _dataset_pairs(dataset: RetrievalDataset) -> list[Pair]:

@@ -265,14 +265,13 @@ def _by_words_of_all(scope: Scope, terms: Mapping[int, float], limit: int) -> li
 def _corpus(scope: Scope) -> Corpus:
     """Return the words of all texts, read once and then kept up to date by each write."""
     shared = scope.connection.file_lock
-    corpus = shared.corpora.get(scope.collection_name)
-    # Another client of this process may have written behind our back.
-    if corpus is None or not shared.is_indexed(scope.collection_name):
-        corpus = shared.corpora[scope.collection_name] = Corpus()
+    corpus = shared.current_corpus(scope.collection_name)
+    if corpus is None:
+        corpus = Corpus()
         for page in pages(scope.read, "", [SPARSE_FIELD], scope.engine):
             for row in page:
                 corpus.put(row["id"], row[SPARSE_FIELD] or {})
-        shared.note_indexed(scope.collection_name)
+        shared.keep_corpus(scope.collection_name, corpus)
     return corpus
 
 
@@ -298,15 +297,27 @@ def _hits(
     params: dict[str, Any],
     output_fields: list[str],
 ) -> list[list[Hit]]:
-    def search(part: Sequence[list[float] | str]) -> list[list[Hit]]:
-        return _ask(scope, field, part, limit, params, output_fields)
+    def ask(part: Sequence[list[float] | str], fields: list[str]) -> list[list[Hit]]:
+        found = scope.connection.call(
+            "search",
+            scope.collection_name,
+            data=list(part),
+            anns_field=field,
+            limit=limit,
+            filter=scope.expression,
+            output_fields=fields,
+            search_params=params,
+            partition_names=scope.partitions,
+            consistency_level=scope.consistency_level,
+        )
+        return [list(hits) for hits in found]
 
     try:
-        return list(in_parts(search, data))
+        return list(in_parts(lambda part: ask(part, output_fields), data))
     except AnswerTooLargeError:
         # Already of one query: its hits alone first, and then their rows. (For no fields at all,
         # Milvus Lite sends every one.)
-        found = [_ask(scope, field, [one], limit, params, ["id"])[0] for one in data]
+        found = [ask([one], ["id"])[0] for one in data]
     rows: dict[str, Row] = {}
     ids = list(dict.fromkeys(hit["id"] for hits in found for hit in hits))
     for start in range(0, len(ids), _MAX_IDS):
@@ -321,32 +332,8 @@ def _hits(
     ]
 
 
-def _ask(
-    scope: Scope,
-    field: str,
-    data: Sequence[list[float] | str],
-    limit: int,
-    params: dict[str, Any],
-    output_fields: list[str],
-) -> list[list[Hit]]:
-    found = scope.connection.call(
-        "search",
-        scope.collection_name,
-        data=list(data),
-        anns_field=field,
-        limit=limit,
-        filter=scope.expression,
-        output_fields=output_fields,
-        search_params=params,
-        partition_names=scope.partitions,
-        consistency_level=scope.consistency_level,
-    )
-    return [list(hits) for hits in found]
-
-
 def _by_both(scope: Scope, query: VectorStoreQuery) -> VectorStoreQueryResult:
     """Fuse hits by vector and by words, and write into each the scores that it came with."""
-    check_alpha(query.alpha)
     alpha = 0.5 if query.alpha is None else query.alpha
     wanted = depth = check_top_k("similarity_top_k", query.similarity_top_k)
     if query.hybrid_top_k is None:

@@ -1114,11 +1114,9 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
     def _flush_lite(self) -> None:
         with self._connection.lock:
             shared = self._connection.file_lock
-            is_indexed = shared.is_indexed(self.collection_name)
-            self._call("flush")
+            with shared.updating_corpus(self.collection_name):
+                self._call("flush")
             shared.unflushed[self.collection_name].clear()
-            if is_indexed:  # What it was of is in the files now.
-                shared.note_indexed(self.collection_name)
 
     def _write(self, batch: list[Row], partition: str) -> None:
         if self._connection.is_lite:
@@ -1144,14 +1142,12 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
         shared = self._connection.file_lock
         if partition:
             self._leave_other_partition([row["id"] for row in batch], partition)
-        is_indexed = shared.is_indexed(self.collection_name)
-        self._call("insert", batch, partition_name=partition)
+        with shared.updating_corpus(self.collection_name) as corpus:
+            self._call("insert", batch, partition_name=partition)
+            if corpus is not None and self.full_text:
+                for row in batch:
+                    corpus.put(row["id"], lite_terms(self.full_text, row["text"]))
         shared.unflushed[self.collection_name].rows += len(batch)
-        if self.full_text and (corpus := shared.corpora.get(self.collection_name)):
-            for row in batch:
-                corpus.put(row["id"], lite_terms(self.full_text, row["text"]))
-            if is_indexed:
-                shared.note_indexed(self.collection_name)
 
     def _leave_other_partition(self, ids: list[str], partition: str) -> None:
         """Have rows of these ids in the other partition gone before they are written to this one.
@@ -1218,16 +1214,14 @@ class CLIPMilvusVectorStore(MilvusVectorStore):
             ]
             if rows:
                 shared = self._connection.file_lock
-                is_indexed = shared.is_indexed(self.collection_name)
-                self._call("delete", filter=expression)
+                with shared.updating_corpus(self.collection_name) as corpus:
+                    self._call("delete", filter=expression)
+                    if corpus is not None:
+                        for row in rows:
+                            corpus.remove(row["id"])
                 shared.unflushed[self.collection_name].delete(
                     (row["id"], row.get("modality", "")) for row in rows
                 )
-                if corpus := shared.corpora.get(self.collection_name):
-                    for row in rows:
-                        corpus.remove(row["id"])
-                    if is_indexed:
-                        shared.note_indexed(self.collection_name)
         return len(rows)
 
     def _count(self, expression: str) -> int:

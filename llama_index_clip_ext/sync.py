@@ -417,8 +417,8 @@ class _Sync(Ingest):
     def _draw(self, read: Read, node: BaseNode) -> Drawn | None:
         """Let what has a vector already pass the model by."""
         source = self.sources.get(node.node_id)
-        status = self._status(node, source)
         if self.report.dry_run:
+            status = self._status(node, source)
             reason = "" if source else self._header_fault(node)
             if source and status == "moved":
                 self.moved_from[read.index] = source.path
